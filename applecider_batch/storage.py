@@ -1,0 +1,236 @@
+"""The only place that touches fsspec: local folders and ``s3://`` behave the same.
+
+Writing is beside-then-rename locally and one upload on an object store, so a reader never sees half a file;
+``create_only`` is the primitive of every commit: exactly one of two writers wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from applecider_batch.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Store:
+    """A folder at an fsspec URL.
+
+    Parameters
+    ----------
+    url : str or Path
+        A local path, ``file://`` or any fsspec URL such as ``s3://bucket/prefix``.
+    storage_options : mapping, optional
+        Given to fsspec (``endpoint_url``, ``anon``, ``key`` …).
+    """
+
+    def __init__(self, url: str | Path, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.url = str(url).rstrip("/") or "/"
+        self.storage_options = dict(storage_options or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Store, (self.url, self.storage_options))
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.url, **self.storage_options)
+        except (ValueError, ImportError) as error:
+            raise StorageError(f"The URL '{self.url}' cannot be opened: {error}.") from error
+        return filesystem, root.rstrip("/") or "/"
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system."""
+        return self._opened[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine."""
+        return "file" in _protocols(self.fs)
+
+    def path(self, rel: str = "") -> str:
+        """Full path of a relative name, as the file system wants it."""
+        return f"{self._opened[1]}/{rel}" if rel else self._opened[1]
+
+    def join(self, rel: str) -> Store:
+        """A folder below this one; it shares the open file system."""
+        below = Store(f"{self.url}/{rel}", self.storage_options)
+        below.__dict__["_opened"] = (self.fs, self.path(rel))
+        return below
+
+    def exists(self, rel: str = "") -> bool:
+        """Whether a file or folder of that name is there."""
+        with _explained(self, rel, "looked up"):
+            return bool(self.fs.exists(self.path(rel)))
+
+    def size(self, rel: str) -> int:
+        """Size of a file in bytes."""
+        with _explained(self, rel, "looked up"):
+            return int(self.fs.size(self.path(rel)))
+
+    def ls(self, rel: str = "") -> list[str]:
+        """Sorted names directly below a folder; none when it is absent."""
+        with _explained(self, rel, "listed"):
+            try:
+                self.fs.invalidate_cache(self.path(rel))
+                entries = self.fs.ls(self.path(rel), detail=False)
+            except FileNotFoundError:
+                return []
+        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        own = self.path(rel).rsplit("/", 1)[-1]
+        return sorted(name for name in names if name and not (name == own and len(entries) == 1 and self._is_file(rel)))
+
+    def _is_file(self, rel: str) -> bool:
+        return bool(self.fs.isfile(self.path(rel)))
+
+    def walk(self, rel: str = "") -> list[str]:
+        """Sorted relative names of all files below a folder."""
+        with _explained(self, rel, "listed"):
+            self.fs.invalidate_cache()
+            found = self.fs.find(self.path(rel))
+        root = self.path()
+        return sorted(name[len(root) :].lstrip("/") for name in found)
+
+    def read_bytes(self, rel: str) -> bytes:
+        """A file's bytes; FileNotFoundError when it is absent."""
+        with _explained(self, rel, "read"):
+            return bytes(self.fs.cat_file(self.path(rel)))
+
+    def read_json(self, rel: str) -> Any:
+        """A JSON file's value."""
+        try:
+            return json.loads(self.read_bytes(rel))
+        except ValueError as error:
+            raise StorageError(f"The file '{self.url}/{rel}' is not JSON: {error}.") from error
+
+    def write_atomic(self, rel: str, data: bytes) -> None:
+        """Write a whole file so that readers see the old or the new one, never a part."""
+        with self.open_output(rel) as out:
+            out.write(data)
+
+    def write_json_atomic(self, rel: str, value: Any) -> None:
+        """Write a JSON file (sorted keys, indented)."""
+        self.write_atomic(rel, json_bytes(value))
+
+    def create_only(self, rel: str, data: bytes) -> None:
+        """Write a file that must not be there yet; exactly one of several writers succeeds.
+
+        Raises
+        ------
+        FileExistsError
+            If it is already there.
+        """
+        with _explained(self, rel, "written"):
+            if self.is_local:
+                self._link_new(rel, data)
+            else:
+                self.fs.pipe_file(self.path(rel), data, mode="create")
+                self.fs.invalidate_cache()
+
+    def _link_new(self, rel: str, data: bytes) -> None:
+        target = Path(self.path(rel))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(beside, "xb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            os.link(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def open_output(self, rel: str) -> Iterator[IO[bytes]]:
+        """A binary file to write; it appears under its name only when the block ends without an error."""
+        with _explained(self, rel, "written"):
+            if self.is_local:
+                target = Path(self.path(rel))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+                try:
+                    with open(beside, "xb") as out:
+                        yield out
+                        out.flush()
+                        os.fsync(out.fileno())
+                    os.replace(beside, target)
+                finally:
+                    beside.unlink(missing_ok=True)
+            else:
+                out = self.fs.open(self.path(rel), "wb")
+                try:
+                    yield out
+                except BaseException:
+                    _abandon(out)
+                    raise
+                out.close()
+                self.fs.invalidate_cache()
+
+    def open_input(self, rel: str) -> Any:
+        """A seekable binary file to read, fit for pyarrow (memory-mapped when local)."""
+        with _explained(self, rel, "read"):
+            if self.is_local:
+                import pyarrow as pa
+
+                return pa.memory_map(self.path(rel), "r")
+            return self.fs.open(self.path(rel), "rb", cache_type="readahead")
+
+    def delete(self, rel: str, *, recursive: bool = False) -> None:
+        """Remove a file or, with ``recursive``, a folder; nothing happens when it is absent."""
+        with _explained(self, rel, "removed"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(rel), recursive=recursive)
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON document with sorted keys, indented, ending in a newline."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _abandon(out: Any) -> None:
+    """Drop an upload: close without the final commit."""
+    with contextlib.suppress(Exception):
+        out.discard()
+    out.closed = True
+
+
+@contextlib.contextmanager
+def _explained(store: Store, rel: str, verb: str) -> Iterator[None]:
+    """Turn the storage's refusals into one sentence; absence stays FileNotFoundError."""
+    name = f"{store.url}/{rel}" if rel else store.url
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"No space left: '{name}' could not be {verb}.",
+                hint="Nothing committed is lost; free some space and run the same command again.",
+            ) from error
+        if error.errno in _DENIED or isinstance(error, PermissionError):
+            raise StorageError(
+                f"Permission denied: '{name}' could not be {verb}.", hint="Choose a place you may write to."
+            ) from error
+        if error.errno == errno.ENOTDIR:
+            raise StorageError(f"'{name}' could not be {verb}: part of its path is a file.") from error
+        raise StorageError(f"'{name}' could not be {verb}: {error}.") from error
