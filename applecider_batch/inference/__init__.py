@@ -1,0 +1,1 @@
+"""From prepared inputs to five-class logits: predictor, batches, fusion, calibration."""
