@@ -1,0 +1,103 @@
+"""The output sink: answers on stdout (a table for people or one JSON document), talk on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class Format(StrEnum):
+    """How the answer is written."""
+
+    human = "human"
+    json = "json"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="'json' puts one JSON document on stdout and nothing else there.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        help="Option for the storage, e.g. endpoint_url=http://localhost:9000 or anon=true; may be repeated.",
+    ),
+]
+
+
+def parse_storage_options(pairs: list[str] | None) -> dict[str, Any]:
+    """``KEY=VALUE`` pairs as a mapping; values that are JSON (true, 3) are taken as such."""
+    from applecider_batch.errors import UsageError
+
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--storage-option takes KEY=VALUE, and got '{pair}'.")
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    return options
+
+
+def say(text: str) -> None:
+    """Talk to the person: stderr."""
+    typer.echo(text, err=True)
+
+
+def answer(value: Mapping[str, Any], format: Format, *, next_command: str | None = None) -> None:
+    """Write a command's answer to stdout and, for people, the next command to stderr."""
+    if format is Format.json:
+        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+        return
+    for line in human_lines(value):
+        typer.echo(line)
+    if next_command:
+        say(f"\nNext: {next_command}")
+
+
+def human_lines(value: Mapping[str, Any], indent: int = 0) -> list[str]:
+    """A mapping as aligned lines; lists of mappings become small tables."""
+    lines: list[str] = []
+    width = max((len(str(key)) for key in value), default=0)
+    for key, item in value.items():
+        label = f"{' ' * indent}{str(key).replace('_', ' '):<{width}}"
+        if isinstance(item, Mapping):
+            lines.append(label.rstrip())
+            lines.extend(human_lines(item, indent + 2))
+        elif isinstance(item, list | tuple) and item and isinstance(item[0], Mapping):
+            lines.append(label.rstrip())
+            lines.extend(_table(list(item), indent + 2))
+        elif isinstance(item, list | tuple):
+            lines.append(f"{label}  {', '.join(map(_cell, item)) or '-'}")
+        else:
+            lines.append(f"{label}  {_cell(item)}")
+    return lines
+
+
+def _table(rows: list[Mapping[str, Any]], indent: int) -> list[str]:
+    names = list(rows[0])
+    cells = [[str(n).replace("_", " ") for n in names]] + [[_cell(row.get(n)) for n in names] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
+    pad = " " * indent
+    return [pad + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return str(value)
