@@ -1,0 +1,96 @@
+"""Cut a shard's items into batches: by length bucket, in row order, never across shards.
+
+The cut depends on the items and the plan alone, so a shard's batches are the same on every executor and with any
+number of workers.  Light curves are padded to their bucket's length, not to the longest of the batch.
+
+Batches are dictionaries of arrays as they travel to a predictor:
+
+- photometry: ``x`` float32 (b, L, 7) raw, 0 where padded; ``mask`` bool (b, L), True = real event
+- image: ``image`` float32 or float16 (b, C, S, S); ``metadata`` float32 (b, F)
+- spectra: ``x`` float32 or float16 (b, 1, N)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+LENGTH_BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 257)
+
+_WIRE: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    # NumPy has no bfloat16; half precision carries stamps and spectra (both normalised) at the same cost.
+    "bfloat16": np.dtype(np.float16),
+}
+
+
+def wire_dtype(dtype: str) -> np.dtype:
+    """The dtype in which stamps and spectra travel for a plan's dtype, the same on both executors."""
+    return _WIRE[dtype]
+
+
+def cut(count: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Item numbers 0 … count-1 in consecutive batches.
+
+    Yields
+    ------
+    ndarray, int64, shape (b,), b <= batch_size
+    """
+    for start in range(0, count, batch_size):
+        yield np.arange(start, min(start + batch_size, count))
+
+
+def cut_by_length(
+    lengths: np.ndarray, batch_size: int, buckets: Sequence[int] = LENGTH_BUCKETS
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Item numbers in batches of one length bucket, shortest bucket first, row order inside a bucket.
+
+    Parameters
+    ----------
+    lengths : ndarray, int, shape (n,)
+        Number of events of each item; items of length 0 are left out (nothing to infer from).
+    batch_size : int
+    buckets : sequence of int, ascending
+        The last one must hold the longest item.
+
+    Yields
+    ------
+    (int, ndarray int64 shape (b,))
+        Padded length and item numbers.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    if len(lengths) and lengths.max() > buckets[-1]:
+        raise ValueError(f"A sequence of {lengths.max()} events is longer than the last bucket, {buckets[-1]}.")
+    bucket_of = np.searchsorted(np.asarray(buckets), lengths)
+    for number, length in enumerate(buckets):
+        items = np.flatnonzero((bucket_of == number) & (lengths > 0))
+        for start in range(0, len(items), batch_size):
+            yield int(length), items[start : start + batch_size]
+
+
+def pad_sequences(values: np.ndarray, offsets: np.ndarray, items: np.ndarray, length: int) -> Batch:
+    """One padded photometry batch from ragged sequences.
+
+    Parameters
+    ----------
+    values : ndarray, float32, shape (N, 7)
+    offsets : ndarray, int64, shape (n + 1,)
+    items : ndarray, int64, shape (b,)
+    length : int
+        Padded length L, at least the longest item's.
+
+    Returns
+    -------
+    dict
+        ``x`` float32 (b, L, 7) and ``mask`` bool (b, L), True = real event.
+    """
+    counts = offsets[items + 1] - offsets[items]
+    mask = np.arange(length) < counts[:, None]
+    source = offsets[items][:, None] + np.arange(length)
+    x = np.zeros((len(items), length, values.shape[1]), np.float32)
+    x[mask] = values[source[mask]]
+    return {"x": x, "mask": mask}
