@@ -1,0 +1,213 @@
+"""What the command line, the jobs and library users call.
+
+A run is a folder; everything here takes and returns plain values (see ``schemas/answers.json`` for the keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from applecider_batch.errors import UsageError
+from applecider_batch.storage import Store
+
+DEFAULT_HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
+EXECUTORS: tuple[str, ...] = ("serial", "ray")
+
+
+def plan(
+    archive_url: str,
+    models: str,
+    *,
+    horizons: Sequence[float | None] = DEFAULT_HORIZONS,
+    region: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    threads: int = 1,
+    shard_objects: int | None = None,
+    snapshot: int | None = None,
+    workers: int = 1,
+    price_per_gpu_hour: float | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a classification would do and cost; writes nothing.
+
+    Parameters
+    ----------
+    archive_url, models : str
+        Archive, and folder or packaged name of a model set.
+    horizons : sequence of float or None
+        Days after t0; None is the full history.
+    region : str, optional
+        ``"cone:ra,dec,radius"`` in degrees; only objects inside are classified.
+    device, dtype, threads : str, str, int
+        Device type (``cpu`` or ``cuda``), ``float32``, ``float16`` or ``bfloat16``, CPU threads per process.
+    batch_size : int, optional
+        For every modality; by default one that suits each.
+    shard_objects : int, optional
+        Objects per shard aimed at.
+    snapshot : int, optional
+        Snapshot of the archive; by default the newest.
+    workers : int
+        For the estimate of time only.
+    price_per_gpu_hour : float, optional
+        In any currency; gives ``cost`` in the same.
+
+    Returns
+    -------
+    dict
+        ``run_id, snapshot, models, horizons, shards, objects, alerts, rows, bytes_read, memory_per_worker_bytes,
+        seconds, gpu_hours, cost, ...``
+    """
+    from applecider_batch.engine.estimate import estimate
+    from applecider_batch.engine.plan import make_plan, open_inputs
+
+    archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
+    made = make_plan(
+        archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
+        threads=threads, shard_objects=shard_objects, archive_url=archive_url, models=models,
+    )  # fmt: skip
+    return {**made.describe(), **estimate(made, archive, model_set, workers, price_per_gpu_hour)}
+
+
+def classify(
+    archive_url: str,
+    models: str,
+    run_url: str,
+    *,
+    horizons: Sequence[float | None] = DEFAULT_HORIZONS,
+    executor: str = "serial",
+    address: str | None = None,
+    workers: int | None = None,
+    region: str | None = None,
+    limit_shards: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    threads: int = 1,
+    shard_objects: int | None = None,
+    snapshot: int | None = None,
+    pools: Mapping[str, Mapping[str, float]] | None = None,
+    autoscale: bool = False,
+    retry_quarantined: bool = False,
+    progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Classify an archive into a run folder; an interrupted run is resumed by the same call.
+
+    Parameters
+    ----------
+    run_url : str
+        Run folder on any fsspec URL; created, or resumed if it was made with the same plan.
+    executor : str
+        ``serial`` (this process) or ``ray``.
+    address : str, optional
+        Ray cluster; by default a local one is started for the run.
+    workers : int, optional
+        Shard workers (Ray); by default one per two CPUs.
+    limit_shards : int, optional
+        Only the plan's first so many shards; not part of the run's identity.
+    pools : mapping, optional
+        Per modality ``{"size": int, "num_cpus": float, "num_gpus": float}``.
+    autoscale : bool
+        The cluster grows on demand: do not refuse what its present nodes cannot hold.
+    retry_quarantined : bool
+        Give quarantined shards a new start.
+
+    Returns
+    -------
+    dict
+        ``run_id, run, state ("complete", "partial" or "incomplete"), shards, committed, quarantined, remaining,
+        objects, rows, objects_in_error, degraded_shards, trained, seconds, objects_per_s``
+
+    Raises
+    ------
+    UserError
+        Archive, model set or run folder refused; another driver has the run; storage full.
+    ClusterError
+        Ray is unreachable or cannot place the pools.
+    RunInterrupted
+        SIGINT, SIGTERM or ``cancel``; the run is resumable.
+    """
+    from applecider_batch.engine.driver import Driver
+    from applecider_batch.engine.plan import make_plan, open_inputs
+    from applecider_batch.engine.run_folder import RunFolder
+    from applecider_batch.engine.shard_task import TaskSpec
+
+    if executor not in EXECUTORS:
+        raise UsageError(f"Unknown executor '{executor}'; allowed are {', '.join(EXECUTORS)}.")
+    if executor == "serial" and (address or pools or (workers or 1) != 1):
+        raise UsageError("The serial executor has neither address, pools nor workers; use --executor ray for these.")
+    if limit_shards is not None and limit_shards < 1:
+        raise UsageError(f"--limit-shards must be at least 1, given was {limit_shards}.")
+    run = RunFolder(Store(run_url, storage_options))
+    archive, model_set = open_inputs(
+        archive_url, models, snapshot if snapshot is not None else run.pinned_snapshot(), storage_options
+    )
+    made = make_plan(
+        archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
+        threads=threads, shard_objects=shard_objects, archive_url=archive_url, models=models,
+    )  # fmt: skip
+    spec = TaskSpec.of(made, run.store, storage_options)
+    if executor == "serial":
+        from applecider_batch.engine.serial import SerialExecutor
+
+        runner: Any = SerialExecutor(spec)
+    else:
+        from applecider_batch.engine.ray_executor import RayExecutor
+
+        runner = RayExecutor(spec, address=address, workers=workers, pools=pools, autoscale=autoscale)
+    return Driver(run, made, runner, progress=progress).run(
+        limit_shards=limit_shards, retry_quarantined=retry_quarantined
+    )
+
+
+def status(run_url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """State of a run, from its folder alone.
+
+    Returns
+    -------
+    dict
+        ``run_id, run, state ("running", "complete", "partial", "incomplete"), shards, committed, quarantined,
+        remaining, objects, rows, objects_in_error, degraded_shards, failures, driver, objects_per_s, ...``
+    """
+    from applecider_batch.engine.status import run_status
+
+    return run_status(Store(run_url, storage_options))
+
+
+def cancel(run_url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Ask the driver of a run to stop; it leaves a resumable run.
+
+    Returns
+    -------
+    dict
+        ``run, cancelled`` (False if no driver is running) and ``driver``.
+    """
+    from applecider_batch.engine.status import request_cancel
+
+    return request_cancel(Store(run_url, storage_options))
+
+
+def logs(
+    run_url: str, *, tail: int | None = None, storage_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Lines of a run's log, oldest first; with ``tail`` only the last ones."""
+    from applecider_batch.engine.status import read_log
+
+    return read_log(Store(run_url, storage_options), tail)
+
+
+def submit(
+    verb: str,
+    arguments: Mapping[str, Any],
+    *,
+    address: str,
+    follow: bool = True,
+    python: str | None = None,
+) -> dict[str, Any]:
+    """Run a verb as a Ray job (see :func:`applecider_batch.engine.submit.submit_job`)."""
+    from applecider_batch.engine.submit import submit_job
+
+    return submit_job(verb, arguments, address=address, follow=follow, python=python)
