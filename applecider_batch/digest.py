@@ -114,8 +114,8 @@ def row_digests(table: pa.Table, columns: Sequence[str] | None = None) -> list[b
     """BLAKE2b-128 of every row.
 
     Two rows have the same digest exactly when they hold the same values: NaN equals NaN whatever its payload,
-    0.0 equals -0.0, null differs from NaN, and the Arrow layout (chunks, dictionaries, large or small strings)
-    does not matter.
+    0.0 equals -0.0, null differs from NaN, and the Arrow layout (chunks, dictionaries, large or small
+    strings) does not matter.
 
     Returns
     -------

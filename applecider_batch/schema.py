@@ -5,7 +5,7 @@ Each ``schemas/<name>.toml`` holds::
     title = "…"
     [[column]]
     name = "candid"
-    type = "int64"            # int8 … uint64, float32, float64, bool, string, binary, list<float32>, dictionary
+    type = "int64"            # int8 … uint64, float32, float64, bool, string, binary, list<float32>
     nullable = false
     unit = ""                 # astropy unit string, "" for none
     ucd = "meta.id"
@@ -61,7 +61,9 @@ def _data_folder(name: str) -> Path:
     for folder in (here / "_data" / name, here.parent / name):
         if folder.is_dir():
             return folder
-    raise InternalError(f"The folder '{name}' is neither in the package nor beside it; reinstall the package.")
+    raise InternalError(
+        f"The folder '{name}' is neither in the package nor beside it; reinstall the package."
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class TableSchema:
     @staticmethod
     def _field(column: Column) -> pa.Field:
         metadata = {"unit": column.unit, "ucd": column.ucd, "description": column.description}
-        return pa.field(column.name, column.arrow_type, column.nullable, {k: v for k, v in metadata.items() if v})
+        return pa.field(
+            column.name, column.arrow_type, column.nullable, {k: v for k, v in metadata.items() if v}
+        )
 
     def column(self, name: str) -> Column:
         """The column of that name."""
@@ -128,7 +132,8 @@ class TableSchema:
             if column.name not in table.column_names:
                 if not column.nullable:
                     raise UserError(
-                        f"The {self.name} table lacks the column '{column.name}'; it has {table.column_names}."
+                        f"The {self.name} table lacks the column '{column.name}'; it has "
+                        f"{table.column_names}."
                     )
                 arrays.append(pa.nulls(table.num_rows, column.arrow_type))
                 continue
@@ -180,7 +185,9 @@ def load_table(name: str) -> TableSchema:
 
 def _column(table: str, entry: dict[str, Any]) -> Column:
     if entry["type"] not in _TYPES:
-        raise InternalError(f"schemas/{table}.toml: '{entry['name']}' has the unknown type '{entry['type']}'.")
+        raise InternalError(
+            f"schemas/{table}.toml: '{entry['name']}' has the unknown type '{entry['type']}'."
+        )
     return Column(
         name=entry["name"],
         type=entry["type"],

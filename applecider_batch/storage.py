@@ -93,7 +93,9 @@ class Store:
                 return []
         names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
         own = self.path(rel).rsplit("/", 1)[-1]
-        return sorted(name for name in names if name and not (name == own and len(entries) == 1 and self._is_file(rel)))
+        return sorted(
+            name for name in names if name and not (name == own and len(entries) == 1 and self._is_file(rel))
+        )
 
     def _is_file(self, rel: str) -> bool:
         return bool(self.fs.isfile(self.path(rel)))
@@ -207,10 +209,11 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 
 def _abandon(out: Any) -> None:
-    """Drop an upload: close without the final commit."""
+    """Drop an upload: no final commit now, nor when the object is collected."""
     with contextlib.suppress(Exception):
         out.discard()
-    out.closed = True
+    with contextlib.suppress(AttributeError):
+        out.closed = True
 
 
 @contextlib.contextmanager

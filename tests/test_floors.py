@@ -1,4 +1,4 @@
-"""Who may import whom: a module imports only from its own floor or a lower one; only the engine imports ray."""
+"""Who may import whom: only from one's own floor or a lower one; only the engine imports ray."""
 
 from __future__ import annotations
 
@@ -67,5 +67,7 @@ def test_every_room_has_a_floor() -> None:
 
 def test_a_violation_is_seen(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("import ray\nfrom applecider_batch import engine\nfrom applecider_batch.catalog import rows\n")
+    wrong.write_text(
+        "import ray\nfrom applecider_batch import engine\nfrom applecider_batch.catalog import rows\n"
+    )
     assert len(_violations(wrong, "models")) >= 3

@@ -88,7 +88,9 @@ def _table(rows: list[Mapping[str, Any]], indent: int) -> list[str]:
     cells = [[str(n).replace("_", " ") for n in names]] + [[_cell(row.get(n)) for n in names] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
     pad = " " * indent
-    return [pad + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [
+        pad + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,190 @@
+"""``simulate``, ``ingest`` and ``archive info|verify|compact|gc``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from applecider_batch.cli.output import (
+    Format,
+    FormatOption,
+    QuietOption,
+    StorageOption,
+    answer,
+    parse_storage_options,
+    say,
+)
+from applecider_batch.errors import EXIT_REFUSED, EXIT_SET_ASIDE
+
+UrlArgument = Annotated[
+    str, typer.Argument(metavar="ARCHIVE", help="The archive: a folder or any fsspec URL.")
+]
+
+archive_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after an archive.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.command()(simulate)
+    app.command()(ingest)
+    app.add_typer(archive_app, name="archive")
+
+
+def simulate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; made if absent.")],
+    objects: Annotated[int, typer.Option(min=1, help="Number of objects.")] = 200,
+    nights: Annotated[int, typer.Option(min=1, help="Number of nights.")] = 60,
+    seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal bytes.")] = 0,
+    format: FormatOption = Format.human,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a small survey in ZTF's own format, with truth.
+
+    Example: applecider-batch simulate survey --objects 200 --nights 60 --seed 1
+    """
+    from applecider_batch.logs import Progress
+    from applecider_batch.simulate import simulate as run
+
+    with Progress("simulate", unit="objects", total=objects, enabled=not quiet) as progress:
+        result = run(folder, n_objects=objects, n_nights=nights, seed=seed, progress=progress)
+    answer(
+        result, format, next_command=f"applecider-batch ingest {folder}/ztf_public_*.tar.gz --archive ARCHIVE"
+    )
+
+
+def ingest(
+    archive: Annotated[str, typer.Option("--archive", metavar="URL", help="The archive; made if absent.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Nightly tarballs, folders of .avro, .avro files, Fink-layout Parquet; local or URL.",
+        ),
+    ] = None,
+    spectra: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--spectra", metavar="FILE", help="Spectra: Parquet, CSV, ASCII or FITS; may be repeated."
+        ),
+    ] = None,
+    photometry: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--photometry",
+            metavar="FILE",
+            help="Light-curve table: Parquet, CSV, ASCII or FITS; may be repeated.",
+        ),
+    ] = None,
+    memory: Annotated[int, typer.Option(min=64, metavar="MIB", help="Memory for sorting, in MiB.")] = 256,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+    quiet: QuietOption = False,
+) -> None:
+    """Store alert packets, light curves and spectra; each packet is decoded once and for all.
+
+    The same source twice changes nothing. Exit code 3: something was set aside (see 'archive info').
+
+    Example: applecider-batch ingest ztf_public_20240519.tar.gz --archive ARCHIVE
+    """
+    from applecider_batch.archive.ingest import ingest as run
+    from applecider_batch.errors import UsageError
+    from applecider_batch.logs import Progress
+
+    if not (sources or spectra or photometry):
+        raise UsageError(
+            "Nothing to ingest was given.",
+            hint="Give at least one SOURCE, --spectra FILE or --photometry FILE.",
+        )
+    with Progress("ingest", unit="packets", enabled=not quiet) as progress:
+        result = run(
+            sources or [],
+            archive,
+            spectra=spectra or [],
+            photometry=photometry or [],
+            storage_options=parse_storage_options(storage_option),
+            memory_bytes=memory << 20,
+            progress=progress,
+        )
+    if format is Format.human:
+        say(
+            f"{result['packets_in']:,} packets in = {result['stored']:,} stored + {result['duplicates']:,} "
+            f"duplicates + {result['quarantined']:,} quarantined"
+        )
+    answer(
+        result,
+        format,
+        next_command=f"applecider-batch classify --archive {archive} --models MODELS --run RUN",
+    )
+    if result["quarantined"] or result.get("rejected"):
+        raise typer.Exit(EXIT_SET_ASIDE)
+
+
+@archive_app.command("info")
+def info(url: UrlArgument, storage_option: StorageOption = None, format: FormatOption = Format.human) -> None:
+    """What is in an archive: counts, nights, sources, snapshots, and what was set aside and why.
+
+    Example: applecider-batch archive info ARCHIVE
+    """
+    from applecider_batch.archive.verify import info as run
+
+    answer(run(url, storage_options=parse_storage_options(storage_option)), format)
+
+
+@archive_app.command("verify")
+def verify(
+    url: UrlArgument,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every row, not only digests and counts.")
+    ] = False,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Check files, counts, order and digests; exit code 4 if anything is wrong.
+
+    Example: applecider-batch archive verify ARCHIVE --deep
+    """
+    from applecider_batch.archive.verify import verify as run
+
+    result = run(url, deep=deep, storage_options=parse_storage_options(storage_option))
+    answer(result, format)
+    if result["problems"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@archive_app.command("compact")
+def compact(
+    url: UrlArgument,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+    quiet: QuietOption = False,
+) -> None:
+    """Merge small parts into larger ones in a new snapshot; nothing in place is rewritten.
+
+    Example: applecider-batch archive compact ARCHIVE
+    """
+    from applecider_batch.archive.compact import compact as run
+    from applecider_batch.logs import Progress
+
+    with Progress("compact", unit="rows", enabled=not quiet) as progress:
+        result = run(url, storage_options=parse_storage_options(storage_option), progress=progress)
+    answer(result, format, next_command=f"applecider-batch archive gc {url}")
+
+
+@archive_app.command("gc")
+def gc(
+    url: UrlArgument,
+    keep: Annotated[int, typer.Option(min=1, help="Newest snapshots to keep readable.")] = 1,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Remove files that no kept snapshot names.
+
+    A plan pins a snapshot: do not collect one that a run still reads.
+
+    Example: applecider-batch archive gc ARCHIVE --keep 2
+    """
+    from applecider_batch.archive.gc import gc as run
+
+    answer(run(url, keep=keep, storage_options=parse_storage_options(storage_option)), format)

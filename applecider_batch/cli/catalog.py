@@ -1,0 +1,109 @@
+"""``catalog build|verify|export`` and ``report``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from applecider_batch.cli.output import Format, FormatOption, StorageOption, answer, parse_storage_options
+from applecider_batch.errors import EXIT_REFUSED, EXIT_SET_ASIDE
+
+catalog_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build and use catalogues.")
+CatalogArgument = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalogue's folder or URL.")]
+
+
+class ExportFormat(StrEnum):
+    """Formats a catalogue can be written in."""
+
+    parquet = "parquet"
+    csv = "csv"
+    hats = "hats"
+    votable = "votable"
+    fits = "fits"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.add_typer(catalog_app, name="catalog")
+    app.command()(report)
+
+
+@catalog_app.command("build")
+def build(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder or URL.")],
+    out: Annotated[str, typer.Option("--out", metavar="URL", help="The catalogue to write.")],
+    allow_partial: Annotated[
+        bool, typer.Option(help="Build although shards are missing; it says so.")
+    ] = False,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Build a catalogue from a run's committed shards, checking counts, duplicates and checksums.
+
+    Example: applecider-batch catalog build RUN --out CATALOG
+    """
+    from applecider_batch.catalog.build import build_catalog
+
+    result = build_catalog(
+        run, out, allow_partial=allow_partial, storage_options=parse_storage_options(storage_option)
+    )
+    answer(result, format, next_command=f"applecider-batch catalog verify {out}")
+    if result.get("partial"):
+        raise typer.Exit(EXIT_SET_ASIDE)
+
+
+@catalog_app.command("verify")
+def verify(
+    catalog: CatalogArgument, storage_option: StorageOption = None, format: FormatOption = Format.human
+) -> None:
+    """Check a catalogue and print its content_sha256; exit code 4 if anything is wrong.
+
+    Example: applecider-batch catalog verify CATALOG
+    """
+    from applecider_batch.catalog.verify import verify_catalog
+
+    result = verify_catalog(catalog, storage_options=parse_storage_options(storage_option))
+    answer(result, format)
+    if result["problems"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@catalog_app.command("export")
+def export(
+    catalog: CatalogArgument,
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="File or folder to write.")],
+    to: Annotated[ExportFormat, typer.Option("--to", help="Format; hats writes one catalogue per horizon.")],
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Write a catalogue for other tools: Parquet, CSV, HATS (LSDB), VOTable (TOPCAT), FITS.
+
+    Example: applecider-batch catalog export CATALOG --to csv --out catalogue.csv
+    """
+    from applecider_batch.catalog.export import export_catalog
+
+    answer(
+        export_catalog(catalog, out, to.value, storage_options=parse_storage_options(storage_option)), format
+    )
+
+
+def report(
+    catalog: CatalogArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="The page to write.")],
+    archive: Annotated[
+        str | None, typer.Option("--archive", metavar="URL", help="The archive, for light curves and stamps.")
+    ] = None,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Write one offline HTML page about a catalogue.
+
+    Example: applecider-batch report CATALOG --archive ARCHIVE --out report.html
+    """
+    from applecider_batch.report.page import write_report
+
+    result = write_report(catalog, archive, out, storage_options=parse_storage_options(storage_option))
+    answer(result, format)

@@ -1,0 +1,108 @@
+"""The command line: assembles the verb groups and turns every ending into an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from applecider_batch import __version__
+from applecider_batch.cli import archive, catalog, demo, jobs, models, runs
+from applecider_batch.errors import EXIT_INTERNAL, EXIT_USAGE, AppleciderError
+
+app = typer.Typer(
+    name="applecider-batch",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=(
+        "Reclassify the ZTF alert archive with AppleCiDEr's multimodal networks.\n\n"
+        "The way: ingest -> plan -> classify -> catalog build -> report. 'applecider-batch demo' walks it "
+        "all on a small simulated survey. A command that was interrupted is simply run again."
+    ),
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"applecider-batch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    from applecider_batch.logs import configure_logging
+
+    configure_logging("DEBUG" if os.environ.get("APPLECIDER_BATCH_DEBUG") == "1" else "INFO")
+
+
+for group in (demo, archive, runs, jobs, catalog, models):
+    group.register(app)
+
+
+def main() -> None:
+    """Entry point of the ``applecider-batch`` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Returns
+    -------
+    int
+        0 done; 1 our fault; 2 usage; 3 finished with something set aside; 4 refused, or a verify failed;
+        5 cluster unreachable; 130/143 interrupted, state safe.
+    """
+    debug = os.environ.get("APPLECIDER_BATCH_DEBUG") == "1"
+    as_json = ("json" in arguments and "--format" in arguments) or "--format=json" in arguments
+    try:
+        result = app(args=arguments, prog_name="applecider-batch", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        _complain(
+            "Interrupted; what is committed is safe.", "Run the same command again to go on.", as_json, 130
+        )
+        return 130
+    except TyperException as error:
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return EXIT_USAGE
+    except AppleciderError as error:
+        if debug:
+            raise
+        _complain(error.message, error.hint, as_json, error.exit_code)
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_INTERNAL
+    except Exception as error:
+        if debug:
+            raise
+        _complain(
+            f"This is a fault of ours: {type(error).__name__}: {error}",
+            "Run it again with APPLECIDER_BATCH_DEBUG=1 for the traceback, and please report it.",
+            as_json,
+            EXIT_INTERNAL,
+        )
+        return EXIT_INTERNAL
+
+
+def _complain(message: str, hint: str | None, as_json: bool, code: int) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
+    typer.echo(f"Error: {message}", err=True)
+    if hint:
+        typer.echo(f"  {hint}", err=True)

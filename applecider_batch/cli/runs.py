@@ -1,0 +1,238 @@
+"""``plan``, ``classify``, ``status``, ``logs``, ``cancel``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from applecider_batch.cli.output import (
+    Format,
+    FormatOption,
+    QuietOption,
+    StorageOption,
+    answer,
+    parse_storage_options,
+    say,
+)
+from applecider_batch.errors import EXIT_SET_ASIDE
+
+ArchiveOption = Annotated[str, typer.Option("--archive", metavar="URL", help="The archive to read.")]
+ModelsOption = Annotated[str, typer.Option("--models", metavar="SET", help="The model set: a folder.")]
+HorizonsOption = Annotated[
+    str,
+    typer.Option(
+        "--horizons",
+        metavar="DAYS,…",
+        help="Days after the first eligible alert, and 'full' for the whole history.",
+    ),
+]
+RegionOption = Annotated[
+    str | None,
+    typer.Option("--region", metavar="RA,DEC,RADIUS", help="Only objects within a cone; degrees."),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Largest batch for a network.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each network.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+ShardObjectsOption = Annotated[
+    int, typer.Option("--objects-per-shard", min=1, help="Objects that a shard should hold.")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run folder: a path or any fsspec URL.")]
+
+
+class Executor(StrEnum):
+    """Where the work is done."""
+
+    serial = "serial"
+    ray = "ray"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    for verb in (plan, classify, status, logs, cancel):
+        app.command()(verb)
+
+
+def parse_horizons(text: str) -> list[float | None]:
+    """``"3,10,full"`` as ``[3.0, 10.0, None]``, ascending, each once."""
+    from applecider_batch.errors import UsageError
+
+    days: set[float] = set()
+    full = False
+    for part in text.split(","):
+        word = part.strip()
+        if word == "full":
+            full = True
+            continue
+        try:
+            value = float(word)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < float("inf"):
+            raise UsageError(
+                f"--horizons takes positive days and 'full', separated by commas, and got '{word}'.",
+                hint="For example: --horizons 3,10,30,full",
+            )
+        days.add(value)
+    return [*sorted(days), *([None] if full else [])]
+
+
+def parse_region(text: str | None) -> tuple[float, float, float] | None:
+    """``"ra,dec,radius"`` in degrees."""
+    from applecider_batch.errors import UsageError
+
+    if text is None:
+        return None
+    try:
+        ra, dec, radius = (float(part) for part in text.split(","))
+        good = 0 <= ra < 360 and -90 <= dec <= 90 and 0 < radius <= 180
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(
+            f"--region takes RA,DEC,RADIUS in degrees (0..360, -90..90, 0..180), and got '{text}'.",
+            hint="For example: --region 150.1,2.2,1.5",
+        )
+    return ra, dec, radius
+
+
+def plan(
+    archive: ArchiveOption,
+    models: ModelsOption,
+    horizons: HorizonsOption = "3,10,30,full",
+    region: RegionOption = None,
+    objects_per_shard: ShardObjectsOption = 2000,
+    batch_size: BatchOption = 64,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "auto",
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Say what a run would do: shards, objects, alerts, bytes. Writes nothing.
+
+    Example: applecider-batch plan --archive ARCHIVE --models MODELS --horizons 3,10,30,full
+    """
+    from applecider_batch.engine import api
+
+    result = api.plan(
+        archive,
+        models,
+        horizons=parse_horizons(horizons),
+        region=parse_region(region),
+        objects_per_shard=objects_per_shard,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        storage_options=parse_storage_options(storage_option),
+    )
+    answer(
+        result,
+        format,
+        next_command=f"applecider-batch classify --archive {archive} --models {models} --run RUN",
+    )
+
+
+def classify(
+    archive: ArchiveOption,
+    models: ModelsOption,
+    run: Annotated[str, typer.Option("--run", metavar="URL", help="The run folder; resumed if it is there.")],
+    horizons: HorizonsOption = "3,10,30,full",
+    executor: Annotated[Executor, typer.Option(help="One process, or a Ray cluster.")] = Executor.serial,
+    address: Annotated[
+        str | None, typer.Option(help="Ray address ('auto', host:port); none starts Ray on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shard workers; none chooses by the CPUs.")
+    ] = None,
+    region: RegionOption = None,
+    limit_shards: Annotated[int | None, typer.Option(min=1, help="Stop after so many shards.")] = None,
+    retry_quarantined: Annotated[bool, typer.Option(help="Try shards again that were set aside.")] = False,
+    objects_per_shard: ShardObjectsOption = 2000,
+    batch_size: BatchOption = 64,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "auto",
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+    quiet: QuietOption = False,
+) -> None:
+    """Classify every object of an archive; run it again to resume.
+
+    Exit code 3: finished, with objects or shards set aside (see 'status').
+
+    Example: applecider-batch classify --archive ARCHIVE --models MODELS --run RUN --executor ray
+    """
+    from applecider_batch.engine import api
+
+    result = api.classify(
+        archive,
+        models,
+        run,
+        horizons=parse_horizons(horizons),
+        executor=executor.value,
+        address=address,
+        workers=workers,
+        region=parse_region(region),
+        limit_shards=limit_shards,
+        retry_quarantined=retry_quarantined,
+        objects_per_shard=objects_per_shard,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        storage_options=parse_storage_options(storage_option),
+        progress=not quiet,
+    )
+    finish(result, format, run)
+
+
+def finish(result: dict[str, Any], format: Format, run: str) -> None:
+    """Write classify's answer, warn about untrained weights, and choose the exit code."""
+    if not result.get("trained", True):
+        say("Warning: the weights of this model set are untrained; the classes mean nothing.")
+    answer(result, format, next_command=f"applecider-batch catalog build {run} --out CATALOG")
+    if result.get("shards_quarantined") or result.get("objects_in_error"):
+        raise typer.Exit(EXIT_SET_ASIDE)
+
+
+def status(
+    run: RunArgument, storage_option: StorageOption = None, format: FormatOption = Format.human
+) -> None:
+    """What a run was asked, what is done, what failed and why, how fast: from its folder alone.
+
+    Example: applecider-batch status RUN
+    """
+    from applecider_batch.engine import api
+
+    answer(api.status(run, storage_options=parse_storage_options(storage_option)), format)
+
+
+def logs(
+    run: RunArgument,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Last lines to show.")] = 50,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """The last lines of a run's log.
+
+    Example: applecider-batch logs RUN -n 100
+    """
+    from applecider_batch.engine import api
+
+    found = api.logs(run, lines=lines, storage_options=parse_storage_options(storage_option))
+    if format is Format.json:
+        answer({"lines": found}, format)
+    else:
+        for line in found:
+            typer.echo(line)
+
+
+def cancel(
+    run: RunArgument, storage_option: StorageOption = None, format: FormatOption = Format.human
+) -> None:
+    """Ask the driver of a run to stop after the shards in work; the run can be resumed.
+
+    Example: applecider-batch cancel RUN
+    """
+    from applecider_batch.engine import api
+
+    answer(api.cancel(run, storage_options=parse_storage_options(storage_option)), format)
