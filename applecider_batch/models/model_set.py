@@ -1,0 +1,294 @@
+"""A model set: the folder with everything that a classification needs of its networks.
+
+::
+
+    SET/model_set.toml              format, name, profile; per network: files, their SHA-256, whether it is the default
+    SET/<name>.safetensors          weights (never a pickle)
+    SET/<name>.card.json            the card, see `models.card`
+    SET/calibration.json            temperatures; ``calibrated = false`` and 1.0 where none was fitted
+    SET/<anomaly reference>         optional
+
+Several networks of a modality may lie in a set; the one with ``default = true`` is used. Every file is checked
+against its digest when the set is loaded, so a set is what its manifest says or it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from applecider_batch.digest import json_digest
+from applecider_batch.errors import UserError
+from applecider_batch.models import build_network
+from applecider_batch.models.card import ModelCard
+from applecider_batch.models.manifest import MANIFEST, checked_bytes, read_manifest, save_set, sha256
+from applecider_batch.models.seeding import init_model_set as init_model_set
+from applecider_batch.storage import Store, json_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """A network of a set: its card and where its weights lie."""
+
+    name: str
+    modality: str
+    profile: str
+    card: ModelCard
+    default: bool
+    store: Store
+
+    @property
+    def weights_path(self) -> str:
+        """Path or URL of the weights."""
+        return f"{self.store.url}/{self.card.weights}"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, checked against their digest."""
+        import safetensors.torch
+
+        data = checked_bytes(self.store, self.card.weights, self.card.weights_sha256)
+        return safetensors.torch.load(data)
+
+    def build(self) -> nn.Module:
+        """The network with its weights, in eval mode and without gradients, on the CPU in float32."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):  # fresh weights must not move the caller's random numbers
+            network = build_network(self.card.profile, self.card.network, **self.card.config)
+        try:
+            network.load_state_dict(self.state_dict(), strict=True, assign=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"The weights '{self.weights_path}' do not fit the network '{self.card.network}' of"
+                f" '{self.card.profile}' that their card names: {error}"
+            ) from error
+        return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """A model set, read and checked.
+
+    Attributes
+    ----------
+    name, profile : str
+    digest : str
+        Digest of the manifest, which holds the digest of every file: 32 hex digits.
+    entries : tuple of NetworkEntry
+    calibration : dict
+        The calibration document.
+    calibration_id : str
+        First 16 hex digits of its SHA-256.
+    anomaly_file : str or None
+        Name of the anomaly reference beside the manifest.
+    anomaly_ref_id : str or None
+    store : Store
+    """
+
+    name: str
+    profile: str
+    digest: str
+    entries: tuple[NetworkEntry, ...]
+    calibration: dict[str, Any]
+    calibration_id: str
+    anomaly_file: str | None
+    anomaly_ref_id: str | None
+    store: Store
+
+    @property
+    def model_set_id(self) -> str:
+        """Name and the first 12 digits of the digest, for catalogue rows."""
+        return f"{self.name}-{self.digest[:12]}"
+
+    @property
+    def networks(self) -> dict[str, list[NetworkEntry]]:
+        """Networks by modality, the default first."""
+        found: dict[str, list[NetworkEntry]] = {}
+        for entry in sorted(self.entries, key=lambda e: not e.default):
+            found.setdefault(entry.modality, []).append(entry)
+        return found
+
+    @property
+    def defaults(self) -> dict[str, NetworkEntry]:
+        """The network in use for each of photometry, image, spectra (those that the set has)."""
+        chosen = {e.modality: e for e in self.entries if e.default}
+        return {m: chosen[m] for m in ("photometry", "image", "spectra") if m in chosen}
+
+    @property
+    def trained(self) -> bool:
+        """Whether all networks in use are trained."""
+        used = self.defaults.values()
+        return bool(used) and all(entry.card.trained for entry in used)
+
+    def entry(self, name: str) -> NetworkEntry:
+        """The network of that name; a UserError lists the choices."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise UserError(
+            f"The model set '{self.name}' has no network '{name}'; it has {', '.join(e.name for e in self.entries)}."
+        )
+
+    def anomaly_bytes(self) -> bytes | None:
+        """The anomaly reference's bytes, or None."""
+        return self.store.read_bytes(self.anomaly_file) if self.anomaly_file else None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        check_weights: bool = True,
+    ) -> ModelSet:
+        """Read a model set and check every digest.
+
+        Parameters
+        ----------
+        path : str or Path
+            Folder or URL of the set, or the name of a packaged one.
+        storage_options : mapping, optional
+            For fsspec.
+        check_weights : bool
+            False leaves the weights to :meth:`NetworkEntry.build`, which checks what it reads in any case.
+
+        Raises
+        ------
+        UserError
+            If there is no set, a file is missing or differs from its digest, or a card cannot be read.
+        """
+        store = find_set(path, storage_options)
+        manifest = read_manifest(store)
+        entries = tuple(_entry(store, item, check_weights) for item in manifest["network"])
+        calibration = checked_bytes(store, manifest["calibration"]["file"], manifest["calibration"]["sha256"])
+        anomaly = manifest.get("anomaly")
+        if anomaly is not None:
+            checked_bytes(store, anomaly["file"], anomaly["sha256"])
+        return cls(
+            name=manifest["name"],
+            profile=manifest["profile"],
+            digest=json_digest(manifest),
+            entries=entries,
+            calibration=json.loads(calibration),
+            calibration_id=manifest["calibration"]["sha256"][:16],
+            anomaly_file=anomaly["file"] if anomaly else None,
+            anomaly_ref_id=anomaly["sha256"][:16] if anomaly else None,
+            store=store,
+        )
+
+
+def packaged_folder() -> Path:
+    """Where model sets that come with the package lie."""
+    return Path(__file__).resolve().parent / "sets"
+
+
+def find_set(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> Store:
+    """The folder of a set: a path or URL, or the name of a packaged one; UserError if there is none."""
+    for url in (path, packaged_folder() / str(path)):
+        store = Store(url, storage_options)
+        if store.exists(MANIFEST):
+            return store
+        if "://" in str(path):
+            break
+    packaged = sorted(p.parent.name for p in packaged_folder().glob(f"*/{MANIFEST}"))
+    raise UserError(
+        f"There is no model set '{path}': no folder with a {MANIFEST} of that path, and the packaged sets are:"
+        f" {', '.join(packaged) or 'none'}.",
+        hint=f"Make an untrained one with 'applecider-batch models init {path}'.",
+    )
+
+
+def _entry(store: Store, item: Mapping[str, Any], check_weights: bool) -> NetworkEntry:
+    document = json.loads(checked_bytes(store, item["card"], item["card_sha256"]))
+    card = ModelCard.from_json(document)
+    if (card.weights, card.weights_sha256) != (item["weights"], item["weights_sha256"]):
+        raise UserError(
+            f"The card '{store.url}/{item['card']}' speaks of other weights ({card.weights},"
+            f" {card.weights_sha256}) than the manifest ({item['weights']}, {item['weights_sha256']})."
+        )
+    if check_weights:
+        checked_bytes(store, card.weights, card.weights_sha256)
+    return NetworkEntry(card.name, card.modality, card.profile, card, bool(item.get("default", False)), store)
+
+
+def update_files(
+    path: str | Path,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    anomaly: tuple[str, bytes] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ModelSet:
+    """Put a new calibration document or anomaly reference (file name, bytes) into a set; returns it, loaded."""
+    store = find_set(path, storage_options)
+    manifest = read_manifest(store)
+    reference = manifest.get("anomaly")
+    if anomaly is not None:
+        store.write_atomic(anomaly[0], anomaly[1])
+        reference = {"file": anomaly[0], "sha256": sha256(anomaly[1])}
+    save_set(
+        store,
+        name=manifest["name"],
+        profile=manifest["profile"],
+        entries=manifest["network"],
+        calibration=json_bytes(dict(calibration)) if calibration is not None else None,
+        anomaly=reference,
+    )
+    return ModelSet.load(store.url, storage_options=storage_options)
+
+
+def list_model_sets(folder: str | Path, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Sets directly below a folder and the packaged ones: name, url, profile, digest or the error, sorted by url."""
+    found = []
+    for base in (Store(folder, storage_options), Store(packaged_folder())):
+        for rel in base.ls():
+            if not base.exists(f"{rel}/{MANIFEST}"):
+                continue
+            below = base.join(rel)
+            try:
+                loaded = ModelSet.load(below.url, storage_options=storage_options, check_weights=False)
+            except UserError as error:
+                found.append({"name": rel, "url": below.url, "error": str(error)})
+                continue
+            found.append(
+                {
+                    "name": loaded.name,
+                    "url": below.url,
+                    "profile": loaded.profile,
+                    "digest": loaded.digest,
+                    "trained": loaded.trained,
+                    "networks": {m: [e.name for e in es] for m, es in sorted(loaded.networks.items())},
+                }
+            )
+    return found
+
+
+def info(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a set holds, as one JSON document: names, digests, calibration and every card."""
+    loaded = ModelSet.load(path, storage_options=storage_options, check_weights=False)
+    return {
+        "name": loaded.name,
+        "url": loaded.store.url,
+        "profile": loaded.profile,
+        "digest": loaded.digest,
+        "model_set_id": loaded.model_set_id,
+        "trained": loaded.trained,
+        "calibrated": bool(loaded.calibration.get("calibrated", False)),
+        "calibration_id": loaded.calibration_id,
+        "anomaly_ref_id": loaded.anomaly_ref_id,
+        "networks": [{"default": e.default} | e.card.as_json() for e in loaded.entries],
+    }
+
+
+def verify(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Check every digest of a set and that the weights fit their networks; a UserError says what does not."""
+    loaded = ModelSet.load(path, storage_options=storage_options)
+    parameters = {}
+    for entry in loaded.entries:
+        network = entry.build()
+        parameters[entry.name] = sum(p.numel() for p in network.parameters())
+    return {"name": loaded.name, "digest": loaded.digest, "verified": True, "parameters": parameters}
