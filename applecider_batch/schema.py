@@ -202,3 +202,16 @@ def _column(table: str, entry: dict[str, Any]) -> Column:
 def load_answers() -> dict[str, dict[str, str]]:
     """The JSON answers of the commands: per command, key -> what it is (``schemas/answers.json``)."""
     return json.loads((schemas_folder() / "answers.json").read_text(encoding="utf-8"))
+
+
+def reference() -> str:
+    """The documentation page of all tables (``python -m applecider_batch.schema > docs/schemas.md``)."""
+    parts = ["# Tables", "", "Made from `schemas/` by `python -m applecider_batch.schema > docs/schemas.md`."]
+    for name in list_tables():
+        table = load_table(name)
+        parts += ["", f"## {name}", "", f"{table.title}.", "", table.markdown()]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from astropy import units
 from astropy.io.votable.ucd import check_ucd
 
 from applecider_batch.errors import InternalError, UserError
-from applecider_batch.schema import jobs_folder, list_tables, load_table
+from applecider_batch.schema import jobs_folder, list_tables, load_table, reference
 
 
 @pytest.mark.parametrize("name", list_tables())
@@ -63,3 +65,10 @@ def test_an_unknown_table() -> None:
 
 def test_jobs_are_found() -> None:
     assert jobs_folder().is_dir()
+
+
+def test_the_documentation_table_is_up_to_date() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "schemas.md"
+    assert page.read_text(encoding="utf-8") == reference(), (
+        "run python -m applecider_batch.schema > docs/schemas.md"
+    )
