@@ -12,6 +12,8 @@ from applecider_batch.errors import UsageError
 from applecider_batch.storage import Store
 
 DEFAULT_HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
+DEFAULT_OBJECTS_PER_SHARD = 2000
+DEFAULT_BATCH_SIZE = 64
 EXECUTORS: tuple[str, ...] = ("serial", "ray")
 
 
@@ -20,12 +22,12 @@ def plan(
     models: str,
     *,
     horizons: Sequence[float | None] = DEFAULT_HORIZONS,
-    region: str | None = None,
-    device: str = "cpu",
+    region: Sequence[float] | None = None,
+    device: str = "auto",
     dtype: str = "float32",
-    batch_size: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int = 1,
-    shard_objects: int | None = None,
+    objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,
     workers: int = 1,
     price_per_gpu_hour: float | None = None,
@@ -39,14 +41,14 @@ def plan(
         Archive, and folder or packaged name of a model set.
     horizons : sequence of float or None
         Days after t0; None is the full history.
-    region : str, optional
-        ``"cone:ra,dec,radius"`` in degrees; only objects inside are classified.
+    region : (float, float, float), optional
+        Cone: right ascension, declination and radius in degrees; only objects inside are classified.
     device, dtype, threads : str, str, int
-        Device type (``cpu`` or ``cuda``), ``float32``, ``float16`` or ``bfloat16``, CPU threads per process.
-    batch_size : int, optional
-        For every modality; by default one that suits each.
-    shard_objects : int, optional
-        Objects per shard aimed at.
+        ``cpu``, ``cuda`` or ``auto``, ``float32``, ``float16`` or ``bfloat16``, CPU threads per process.
+    batch_size : int
+        Largest batch for a network.
+    objects_per_shard : int
+        Objects that a shard should hold.
     snapshot : int, optional
         Snapshot of the archive; by default the newest.
     workers : int
@@ -66,7 +68,7 @@ def plan(
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     made = make_plan(
         archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
-        threads=threads, shard_objects=shard_objects, archive_url=archive_url, models=models,
+        threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url, models=models,
     )  # fmt: skip
     return {**made.describe(), **estimate(made, archive, model_set, workers, price_per_gpu_hour)}
 
@@ -80,13 +82,13 @@ def classify(
     executor: str = "serial",
     address: str | None = None,
     workers: int | None = None,
-    region: str | None = None,
+    region: Sequence[float] | None = None,
     limit_shards: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str = "float32",
-    batch_size: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int = 1,
-    shard_objects: int | None = None,
+    objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,
     pools: Mapping[str, Mapping[str, float]] | None = None,
     autoscale: bool = False,
@@ -118,8 +120,8 @@ def classify(
     Returns
     -------
     dict
-        ``run_id, run, state ("complete", "partial" or "incomplete"), shards, committed, quarantined, remaining,
-        objects, rows, objects_in_error, degraded_shards, trained, seconds, objects_per_s``
+        ``run_id, run, state ("complete", "partial" or "incomplete"), shards, shards_committed,
+        shards_quarantined, shards_remaining, objects, rows, objects_in_error, degraded_shards, trained, seconds, objects_per_s``
 
     Raises
     ------
@@ -147,7 +149,7 @@ def classify(
     )
     made = make_plan(
         archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
-        threads=threads, shard_objects=shard_objects, archive_url=archive_url, models=models,
+        threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url, models=models,
     )  # fmt: skip
     spec = TaskSpec.of(made, run.store, storage_options)
     if executor == "serial":
@@ -169,8 +171,8 @@ def status(run_url: str, *, storage_options: Mapping[str, Any] | None = None) ->
     Returns
     -------
     dict
-        ``run_id, run, state ("running", "complete", "partial", "incomplete"), shards, committed, quarantined,
-        remaining, objects, rows, objects_in_error, degraded_shards, failures, driver, objects_per_s, ...``
+        ``run_id, run, state ("running", "complete", "partial", "incomplete"), shards,
+        shards_committed, shards_quarantined, shards_remaining, objects, rows, objects_in_error, degraded_shards, failures, driver, objects_per_s, ...``
     """
     from applecider_batch.engine.status import run_status
 
@@ -191,23 +193,9 @@ def cancel(run_url: str, *, storage_options: Mapping[str, Any] | None = None) ->
 
 
 def logs(
-    run_url: str, *, tail: int | None = None, storage_options: Mapping[str, Any] | None = None
+    run_url: str, *, lines: int | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Lines of a run's log, oldest first; with ``tail`` only the last ones."""
+    """Lines of a run's log, oldest first; with ``lines`` only the last so many."""
     from applecider_batch.engine.status import read_log
 
-    return read_log(Store(run_url, storage_options), tail)
-
-
-def submit(
-    verb: str,
-    arguments: Mapping[str, Any],
-    *,
-    address: str,
-    follow: bool = True,
-    python: str | None = None,
-) -> dict[str, Any]:
-    """Run a verb as a Ray job (see :func:`applecider_batch.engine.submit.submit_job`)."""
-    from applecider_batch.engine.submit import submit_job
-
-    return submit_job(verb, arguments, address=address, follow=follow, python=python)
+    return read_log(Store(run_url, storage_options), lines)

@@ -1,23 +1,22 @@
 """Temperature scaling per modality and availability pattern (Guo et al. 2017, arXiv:1706.04599).
 
-A model set may carry ``calibration.json``::
+A model set carries a calibration document::
 
-    {"temperatures": {"photometry": {"default": 1.3}, "fused": {"default": 1.1, "photometry+image": 1.2}}}
+    {"calibrated": true, "temperature": {"photometry": 1.3, "fused": {"default": 1.1, "photometry+image": 1.2}}}
 
-The inner key is the pattern of the modalities available to the row, joined with ``+`` in the order photometry,
-image, spectra; ``default`` serves all others.  Without the file every temperature is 1 and the id is null.
+A temperature is a number or one per pattern of the modalities available to the row, joined with ``+`` in the order
+photometry, image, spectra; ``default`` serves all other patterns, and 1 whatever is not given.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
 from applecider_batch.inference.fusion import MODALITIES, MODALITY_BITS
 
@@ -27,43 +26,44 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Temperatures by modality (or ``fused``) and availability pattern.
+    """Temperatures by modality (or ``fused``) and availability pattern; empty is the identity.
 
     Attributes
     ----------
     temperatures : mapping
-        ``{modality or "fused": {pattern or "default": T > 0}}``; empty is the identity.
-    calibration_id : str or None
-        Digest of the temperatures; None is the identity.
+        ``{modality or "fused": {pattern or "default": T > 0}}``.
+    calibrated : bool
+        Whether the temperatures were fitted.
     """
 
     temperatures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    calibration_id: str | None = None
+    calibrated: bool = False
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: str = "calibration.json") -> Calibration:
-        """Read and check a calibration document.
+    def from_document(cls, document: Mapping[str, Any]) -> Calibration:
+        """Read and check a model set's calibration document.
 
         Raises
         ------
         UserError
-            If it is not JSON of the form above, or a temperature is not a positive finite number.
+            If it is not of the form above, or a temperature is not a positive finite number.
         """
-        try:
-            temperatures = json.loads(text)["temperatures"]
-            table = {str(k): {str(p): float(t) for p, t in v.items()} for k, v in temperatures.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"The calibration '{source}' cannot be read: {error!r}.") from error
         allowed = (*MODALITIES, FUSED)
-        for name, patterns in table.items():
-            if name not in allowed:
-                raise UserError(f"The calibration '{source}' names '{name}'; allowed are {', '.join(allowed)}.")
-            for key, value in patterns.items():
-                if not (math.isfinite(value) and value > 0):
-                    raise UserError(
-                        f"The calibration '{source}' has temperature {value} for {name}/{key}; it must be > 0."
-                    )
-        return cls(table, json_digest({"temperatures": table}))
+        patterns = {DEFAULT, *(pattern_name(bits) for bits in range(1, 1 << len(MODALITIES)))}
+        table: dict[str, dict[str, float]] = {}
+        given = document.get("temperature", {})
+        for name, value in given.items():
+            entries = value if isinstance(value, Mapping) else {DEFAULT: value}
+            if name not in allowed or not patterns.issuperset(entries):
+                raise UserError(
+                    f"The calibration has temperatures for {name}/{list(entries)}; allowed are {', '.join(allowed)}"
+                    f" and the patterns {', '.join(sorted(patterns))}."
+                )
+            for key, number in entries.items():
+                if not isinstance(number, int | float) or not (math.isfinite(number) and number > 0):
+                    raise UserError(f"The calibration's temperature for {name}/{key} is {number!r}; it must be > 0.")
+            table[name] = {key: float(number) for key, number in entries.items()}
+        return cls(table, bool(document.get("calibrated", False)))
 
     def temperature(self, modality: str, mask: np.ndarray) -> np.ndarray:
         """Temperature of each row.

@@ -1,0 +1,166 @@
+"""One driver per run: a lease file with host, pid and heartbeat.
+
+The lease keeps two drivers from wasting work on one run.  Correctness does not rest on it but on the create-only
+commit records, so a clock that is wrong or a takeover at the same moment costs time, never a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from applecider_batch.errors import StorageError, UserError
+from applecider_batch.logs import get_logger
+from applecider_batch.storage import Store, json_bytes
+
+LEASE = "lease.json"
+HEARTBEAT_SECONDS = 15.0
+EXPIRY_SECONDS = 300.0
+
+_log = get_logger(__name__)
+
+
+def machine_id() -> str:
+    """What two processes share exactly when one can look the other's pid up: boot and pid name space."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return "/".join(parts)
+
+
+def process_start(pid: int) -> str | None:
+    """Start time of a process in clock ticks (a pid may be used again), None where it cannot be told."""
+    try:
+        # Field 22; the name in field 2 may hold blanks and brackets, so count from its last bracket.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def is_alive(holder: dict[str, Any], now: float) -> bool:
+    """Whether a lease's holder is to be taken for alive."""
+    if holder.get("machine") != machine_id():
+        return now - float(holder.get("heartbeat", 0.0)) < EXPIRY_SECONDS
+    pid = int(holder["pid"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process_start(pid) == holder.get("started")
+
+
+def read_lease(store: Store) -> dict[str, Any] | None:
+    """The lease's contents, None where there is none (or it is just being replaced)."""
+    try:
+        lease: dict[str, Any] = store.read_json(LEASE)
+    except FileNotFoundError:
+        return None
+    return lease
+
+
+class Lease:
+    """Held by the driver of a run while it works; a context manager.
+
+    Parameters
+    ----------
+    store : Store
+        The run folder.
+    on_lost : callable
+        Called (from the heartbeat's thread) when another driver has taken the run over.
+    on_beat : callable
+        Called at every heartbeat.
+    every_seconds : float
+
+    Raises
+    ------
+    UserError
+        On entering, if a living driver has the run.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_lost: Callable[[], None] = lambda: None,
+        on_beat: Callable[[], None] = lambda: None,
+        every_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        self._store, self._on_lost, self._on_beat, self._every = store, on_lost, on_beat, every_seconds
+        self._token = secrets.token_hex(8)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Lease:
+        try:
+            self._store.create_only(LEASE, self._contents())
+        except FileExistsError:
+            self._take_over()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+        # Leaving must not hide why the run ended; a lease left behind is taken over by the next driver.
+        with contextlib.suppress(StorageError, OSError):
+            if self._mine():
+                self._store.delete(LEASE)
+
+    def _contents(self) -> bytes:
+        return json_bytes(
+            {
+                "token": self._token,
+                "host": socket.gethostname(),
+                "machine": machine_id(),
+                "pid": os.getpid(),
+                "started": process_start(os.getpid()),
+                "heartbeat": time.time(),
+            }
+        )
+
+    def _take_over(self) -> None:
+        holder = read_lease(self._store)
+        if holder is not None:
+            if is_alive(holder, time.time()):
+                raise UserError(
+                    f"The run '{self._store.url}' has a driver already: process {holder['pid']} on "
+                    f"{holder['host']}.",
+                    hint="Wait for it, or stop it with: applecider-batch cancel RUN",
+                )
+            _log.info("Taking the run over from process %s on %s.", holder["pid"], holder["host"])
+            self._store.delete(LEASE)
+        try:
+            self._store.create_only(LEASE, self._contents())
+        except FileExistsError:
+            raise UserError(
+                f"Another driver took over the run '{self._store.url}' at this moment."
+            ) from None
+
+    def _mine(self) -> bool:
+        holder = read_lease(self._store)
+        return holder is not None and holder.get("token") == self._token
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._every):
+            try:
+                if not self._mine():
+                    self._on_lost()
+                    return
+                self._store.write_atomic(LEASE, self._contents())
+                self._on_beat()
+            except (StorageError, OSError) as error:
+                # A missed heartbeat is not the end: the next one, or the run's own writes, will tell.
+                _log.warning("The heartbeat could not be written: %s", error)

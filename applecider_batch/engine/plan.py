@@ -1,0 +1,300 @@
+"""The plan of a run: what is classified, with what, in which shards.  Immutable once a run folder has it.
+
+``run_id`` is the digest of the plan's *identity*: the snapshot's logical digest, the model set, horizons,
+selection, device type, dtype, batch size, threads, the shards' hash ranges and the program's version.  Executor,
+address, number of workers and ``--limit-shards`` are not in it: they do not change a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from applecider_batch import __version__
+from applecider_batch.digest import HASH64_END, json_digest
+from applecider_batch.engine.region import Region
+from applecider_batch.errors import UsageError, UserError
+
+PLAN_FORMAT = "applecider-batch plan 1"
+DTYPES: tuple[str, ...] = ("float32", "float16", "bfloat16")
+DEVICE_TYPES: tuple[str, ...] = ("cpu", "cuda")
+
+_WHAT = {
+    "snapshot": "the archive's snapshot",
+    "models": "the model set",
+    "horizons": "the horizons",
+    "selection": "the selection",
+    "device_type": "the device type",
+    "dtype": "the dtype",
+    "batch_size": "the batch size",
+    "threads": "the threads",
+    "shards": "the shards",
+    "pipeline_version": "the version of applecider-batch",
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Objects with hash64 in [hash_lo, hash_hi); ``hash_hi`` may be 2**64."""
+
+    shard_id: int
+    hash_lo: int
+    hash_hi: int
+    objects: int
+    alerts: int
+
+    @property
+    def name(self) -> str:
+        """``shard-00012``."""
+        return f"shard-{self.shard_id:05d}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; hashes in hex because JSON readers lose bits above 2**53."""
+        return {
+            "shard_id": self.shard_id,
+            "hash_lo": f"{self.hash_lo:016x}",
+            "hash_hi": f"{self.hash_hi:016x}",
+            "objects": self.objects,
+            "alerts": self.alerts,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Shard:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            value["shard_id"],
+            int(value["hash_lo"], 16),
+            int(value["hash_hi"], 16),
+            value["objects"],
+            value["alerts"],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is.
+
+    Attributes
+    ----------
+    identity : dict
+        Everything that decides a row's bytes; its digest is ``run_id``.
+    shards : tuple of Shard
+        In hash order, covering [0, 2**64).
+    archive_url, snapshot_id, models : str, int, str
+        Where the inputs were found; not part of the identity.
+    """
+
+    identity: dict[str, Any]
+    shards: tuple[Shard, ...]
+    archive_url: str
+    snapshot_id: int
+    models: str
+
+    @property
+    def run_id(self) -> str:
+        """Digest of the identity, 32 hex digits."""
+        return json_digest(self.identity)
+
+    @property
+    def horizons(self) -> tuple[float | None, ...]:
+        """Days after t0, ascending; None (last) is the full history."""
+        return tuple(self.identity["horizons"])
+
+    @property
+    def region(self) -> Region | None:
+        """The cone selected, if any."""
+        cone = self.identity["selection"]["region"]
+        return None if cone is None else Region(*cone)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``plan.json``."""
+        return {
+            "format": PLAN_FORMAT,
+            "run_id": self.run_id,
+            "identity": self.identity,
+            "archive": self.archive_url,
+            "snapshot_id": self.snapshot_id,
+            "models": self.models,
+            "shards": [shard.to_json() for shard in self.shards],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """The inverse of :meth:`to_json`.
+
+        Raises
+        ------
+        UserError
+            If it is not a plan of this format, or its ``run_id`` is not its identity's digest.
+        """
+        try:
+            if value["format"] != PLAN_FORMAT:
+                raise UserError(f"Unknown plan format '{value['format']}'; this version reads '{PLAN_FORMAT}'.")
+            plan = cls(
+                dict(value["identity"]),
+                tuple(Shard.from_json(shard) for shard in value["shards"]),
+                value["archive"],
+                value["snapshot_id"],
+                value["models"],
+            )
+            stated = value["run_id"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"The run's plan.json is damaged: {error!r}.") from error
+        if stated != plan.run_id:
+            raise UserError(f"The run's plan.json was changed: it states run_id {stated}, it is {plan.run_id}.")
+        return plan
+
+    def describe(self) -> dict[str, Any]:
+        """What ``plan`` prints of it."""
+        return {
+            "run_id": self.run_id,
+            "archive": self.archive_url,
+            "snapshot": self.snapshot_id,
+            "logical_digest": self.identity["snapshot"],
+            "models": self.models,
+            "model_set_digest": self.identity["models"],
+            "horizons": list(self.horizons),
+            "region": self.identity["selection"]["region"],
+            "device": self.identity["device_type"],
+            "dtype": self.identity["dtype"],
+            "batch_size": self.identity["batch_size"],
+            "threads": self.identity["threads"],
+            "shards": len(self.shards),
+            "objects": sum(shard.objects for shard in self.shards),
+            "alerts": sum(shard.alerts for shard in self.shards),
+        }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, in words; empty when they are the same."""
+    said = []
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key):
+            name = _WHAT.get(key, key)
+            if key == "shards":
+                said.append(f"{name} (the run has {old[key]['count']}, now {new[key]['count']})")
+            else:
+                said.append(f"{name} (the run has {_short(old.get(key))}, now {_short(new.get(key))})")
+    return said
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join("full" if v is None else f"{v:g}" for v in value)
+    return str(value)
+
+
+def open_inputs(
+    archive_url: str, models: str, snapshot: int | None, storage_options: Mapping[str, Any] | None
+) -> tuple[Any, Any]:
+    """The archive and the model set, both checked; UserError where one is refused."""
+    from applecider_batch.archive.read import Archive
+    from applecider_batch.models.model_set import ModelSet
+
+    model_set = ModelSet.load(models, check_weights=False)
+    return Archive.open(archive_url, storage_options, snapshot), model_set
+
+
+def make_plan(
+    archive: Any,
+    model_set: Any,
+    *,
+    horizons: Sequence[float | None],
+    region: Sequence[float] | None,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    threads: int,
+    objects_per_shard: int,
+    archive_url: str,
+    models: str,
+) -> Plan:
+    """The plan of a classification; deterministic, writes nothing (see :func:`applecider_batch.engine.api.plan`)."""
+    _allowed("dtype", dtype, DTYPES)
+    _allowed("device", device, DEVICE_TYPES)
+    for name, value in (("batch size", batch_size), ("threads", threads), ("objects per shard", objects_per_shard)):
+        if value < 1:
+            raise UsageError(f"The {name} must be at least 1, given was {value}.")
+    cone = None if region is None else Region(*region)
+    objects, alerts = archive.bucket_counts(cone)
+    shards = cut_shards(objects, alerts, objects_per_shard)
+    identity = {
+        "format": PLAN_FORMAT,
+        "pipeline_version": __version__,
+        "snapshot": archive.snapshot.logical_digest,
+        "models": model_set.digest,
+        "horizons": checked_horizons(horizons),
+        "selection": {"region": None if cone is None else [cone.ra, cone.dec, cone.radius]},
+        "device_type": device,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "threads": threads,
+        "shards": {
+            "count": len(shards),
+            "digest": json_digest([[f"{s.hash_lo:016x}", f"{s.hash_hi:016x}"] for s in shards]),
+        },
+    }
+    return Plan(identity, shards, archive_url, archive.snapshot.id, models)
+
+
+def cut_shards(objects: np.ndarray, alerts: np.ndarray, objects_per_shard: int) -> tuple[Shard, ...]:
+    """Balanced hash ranges from counts per hash bucket.
+
+    Parameters
+    ----------
+    objects, alerts : ndarray, int, shape (B,)
+        Counts of the B equal ranges of [0, 2**64); B is a power of two.
+    objects_per_shard : int
+
+    Returns
+    -------
+    tuple of Shard
+        At least one; together they cover [0, 2**64); each but the last is closed as soon as its share is reached.
+    """
+    buckets = len(objects)
+    width = HASH64_END // buckets
+    total = int(np.sum(objects))
+    count = max(1, math.ceil(total / objects_per_shard))
+    cumulative = np.cumsum(objects)
+    # The k-th cut is the first bucket edge at or after k/count of all objects.
+    targets = [total * k / count for k in range(1, count)]
+    edges = np.unique([0, *(int(np.searchsorted(cumulative, t)) + 1 for t in targets), buckets])
+    shards = []
+    for number, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        shards.append(
+            Shard(
+                number,
+                int(start) * width,
+                int(stop) * width,
+                int(np.sum(objects[start:stop])),
+                int(np.sum(alerts[start:stop])),
+            )
+        )
+    return tuple(shards)
+
+
+def checked_horizons(horizons: Iterable[float | None]) -> list[float | None]:
+    """Horizons ascending, each once, None last.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or one is not a positive finite number of days.
+    """
+    listed = list(horizons)
+    days = sorted({float(h) for h in listed if h is not None})
+    if not listed:
+        raise UsageError("At least one horizon is needed; give days or 'full'.")
+    for day in days:
+        if not (math.isfinite(day) and day > 0):
+            raise UsageError(f"A horizon must be a positive number of days, given was {day}.")
+    return [*days, None] if None in listed else list(days)
+
+
+def _allowed(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"Unknown {name} '{value}'; allowed are {', '.join(choices)}.")
