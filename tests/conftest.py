@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +34,32 @@ def shared_data() -> Path:
 def shared_golden() -> Path:
     """Folder of golden vectors of the upstream networks; the test is skipped where it is absent."""
     return _folder("golden")
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, Any]]:
+    """fsspec options of a real S3 server on this machine (moto in server mode), running for the session."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {
+        "key": "test",
+        "secret": "test",
+        "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
+    }
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_options: dict[str, Any]) -> str:
+    """URL of a new, empty bucket on that server."""
+    import boto3
+
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client = boto3.client(
+        "s3", aws_access_key_id="test", aws_secret_access_key="test", **s3_options["client_kwargs"]
+    )
+    client.create_bucket(Bucket=name)
+    return f"s3://{name}"
