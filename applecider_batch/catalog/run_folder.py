@@ -1,0 +1,174 @@
+"""A run folder as the catalogue sees it: the plan, and what was committed.
+
+::
+
+    RUN/plan.json                       identity, run_id, shards with their hash ranges
+    RUN/commits/shard-00012.json        one record per committed shard; names its data file
+    RUN/data/shard-00012.<attempt>.parquet
+    RUN/quarantine/shard-00012.json     a shard that was given up
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from applecider_batch.digest import hash64
+from applecider_batch.errors import UserError
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A planned shard: objects with ``hash_lo <= hash64 < hash_hi``."""
+
+    shard_id: int
+    hash_lo: int
+    hash_hi: int
+
+
+class RunFolder:
+    """The committed part of a run.
+
+    Parameters
+    ----------
+    url : str
+        The run folder, local or any fsspec URL.
+
+    Raises
+    ------
+    UserError
+        If the folder holds no plan.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.store = Store(url, storage_options)
+        try:
+            self.plan: dict[str, Any] = self.store.read_json("plan.json")
+        except FileNotFoundError:
+            raise UserError(
+                f"'{url}' is not a run folder: it has no plan.json.", hint="Make one with `applecider-batch classify`."
+            ) from None
+
+    @property
+    def run_id(self) -> str:
+        """Digest of the plan's identity."""
+        return str(self.plan["run_id"])
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """Planned shards in the order of their hash ranges."""
+        shards = [Shard(int(s["shard_id"]), int(s["hash_lo"]), int(s["hash_hi"])) for s in self.plan["shards"]]
+        shards.sort(key=lambda shard: shard.hash_lo)
+        for left, right in zip(shards, shards[1:], strict=False):
+            if left.hash_hi > right.hash_lo:
+                raise UserError(f"The plan's shards {left.shard_id} and {right.shard_id} overlap.")
+        return shards
+
+    @cached_property
+    def commits(self) -> dict[int, dict[str, Any]]:
+        """Commit records by shard number."""
+        records: dict[int, dict[str, Any]] = {}
+        for name in self.store.ls("commits"):
+            if name.startswith("shard-") and name.endswith(".json"):
+                record = self.store.read_json(f"commits/{name}")
+                records[int(record["shard_id"])] = record
+        unknown = sorted(records.keys() - {shard.shard_id for shard in self.shards})
+        if unknown:
+            raise UserError(f"The run '{self.store.url}' has commits for shards that are not planned: {unknown[:10]}.")
+        return records
+
+    @cached_property
+    def missing(self) -> list[int]:
+        """Planned shards without a commit."""
+        return sorted(shard.shard_id for shard in self.shards if shard.shard_id not in self.commits)
+
+    @cached_property
+    def quarantined(self) -> list[int]:
+        """Missing shards that the run gave up on."""
+        given_up = set(self.store.ls("quarantine"))
+        return [shard_id for shard_id in self.missing if f"shard-{shard_id:05d}.json" in given_up]
+
+    def read_shard(self, shard: Shard) -> pa.Table:
+        """Rows of a committed shard, checked against its commit record.
+
+        Returns
+        -------
+        pyarrow.Table
+            Schema ``catalogue``, strictly ascending in (hash64, objectId, episode, horizon_days, null last).
+
+        Raises
+        ------
+        UserError
+            If the file is absent, differs from its record, or holds rows that are not this shard's.
+        """
+        record = self.commits[shard.shard_id]
+        name = record["data_file"] if "/" in record["data_file"] else f"data/{record['data_file']}"
+        where = f"shard {shard.shard_id} of '{self.store.url}'"
+        try:
+            data = self.store.read_bytes(name)
+        except FileNotFoundError:
+            raise UserError(f"The committed file '{name}' of {where} is missing.") from None
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != record["sha256"]:
+            raise UserError(
+                f"The file '{name}' of {where} is damaged: its sha256 is {digest}, the commit says {record['sha256']}.",
+                hint="Restore the file, or remove the shard's commit record and run classify again.",
+            )
+        table = load_table("catalogue").conform(pq.read_table(pa.BufferReader(data)))
+        if table.num_rows != record["rows"]:
+            raise UserError(f"{where} holds {table.num_rows} rows, its commit says {record['rows']}.".capitalize())
+        _check_rows(table, shard, self.run_id, where)
+        return table
+
+
+def _check_rows(table: pa.Table, shard: Shard, run_id: str, where: str) -> None:
+    if not table.num_rows:
+        return
+    hashes = table.column("hash64").to_numpy()
+    if not np.array_equal(hashes, hash64(table.column("objectId"))):
+        raise UserError(f"A row of {where} has a hash64 that is not its objectId's.")
+    inside = (hashes >= np.uint64(shard.hash_lo)) & (hashes <= np.uint64(shard.hash_hi - 1))
+    if not inside.all():
+        stray = table.column("objectId")[int(np.flatnonzero(~inside)[0])].as_py()
+        raise UserError(f"The object {stray} is in {where}, but its hash is outside the shard's range.")
+    for name, value in (("run_id", run_id), ("shard_id", shard.shard_id)):
+        if pc.any(pc.not_equal(table.column(name), value)).as_py():
+            raise UserError(f"A row of {where} has another {name} than {value}.")
+    problem = first_disorder(table)
+    if problem is not None:
+        raise UserError(f"The rows of {where} are not unique and sorted: {problem}.")
+
+
+def first_disorder(table: pa.Table) -> str | None:
+    """First pair of neighbouring rows that does not ascend strictly in the row key, in words; None if all do.
+
+    The key is (hash64, objectId, episode, horizon_days with null last): a table in which it ascends strictly
+    holds every key once.
+    """
+    hashes = table.column("hash64").to_numpy()
+    episode = table.column("episode").to_numpy()
+    horizon = pc.fill_null(table.column("horizon_days"), float("inf")).to_numpy()
+    names = table.column("objectId").combine_chunks()
+    same_name = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    name_up = pc.greater(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    same_hash, hash_up = hashes[1:] == hashes[:-1], hashes[1:] > hashes[:-1]
+    same_episode, episode_up = episode[1:] == episode[:-1], episode[1:] > episode[:-1]
+    within = episode_up | (same_episode & (horizon[1:] > horizon[:-1]))
+    good = hash_up | (same_hash & (name_up | (same_name & within)))
+    if good.all():
+        return None
+    at = int(np.flatnonzero(~good)[0])
+    left, right = (
+        f"({names[i].as_py()}, {episode[i]}, {'full' if np.isinf(horizon[i]) else horizon[i]})" for i in (at, at + 1)
+    )
+    return f"{left} stands twice" if left == right else f"{left} stands before {right}"

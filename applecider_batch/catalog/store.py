@@ -1,0 +1,99 @@
+"""A catalogue as a folder.
+
+::
+
+    CATALOG/catalog.json                   what it is: counts, parts with their sha256, content_sha256; written last
+    CATALOG/rows/part-00000.<build>.parquet   rows in the order of (hash64, objectId, episode, horizon_days)
+
+Readers trust only the parts that ``catalog.json`` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from applecider_batch.errors import UserError
+from applecider_batch.storage import Store
+
+CATALOG_FILE = "catalog.json"
+FORMAT = "applecider-batch catalogue"
+FORMAT_VERSION = 1
+BATCH_ROWS = 65_536
+
+
+def open_catalog(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, dict[str, Any]]:
+    """The folder of a catalogue and its ``catalog.json``.
+
+    Raises
+    ------
+    UserError
+        If the folder is no catalogue, or one of another format version.
+    """
+    store = Store(url, storage_options)
+    try:
+        info: dict[str, Any] = store.read_json(CATALOG_FILE)
+    except FileNotFoundError:
+        raise UserError(
+            f"'{url}' is not a catalogue: it has no {CATALOG_FILE}.",
+            hint="Make one with `applecider-batch catalog build RUN --out URL`.",
+        ) from None
+    if info.get("format") != FORMAT or info.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"'{url}' is a {info.get('format')!r} of version {info.get('format_version')!r}; "
+            f"this program reads {FORMAT!r} of version {FORMAT_VERSION}."
+        )
+    return store, info
+
+
+def iter_part(
+    store: Store, part: Mapping[str, Any], columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.Table]:
+    """Rows of one part in tables of at most ``batch_rows`` rows, in bounded memory.
+
+    Raises
+    ------
+    UserError
+        If the part is missing or is no Parquet file.
+    """
+    try:
+        source = store.open_input(part["file"])
+    except FileNotFoundError:
+        raise UserError(f"The catalogue '{store.url}' lacks its part '{part['file']}'; build it again.") from None
+    try:
+        with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as reader:
+            wanted = None if columns is None else list(columns)
+            for batch in reader.iter_batches(batch_size=batch_rows, columns=wanted):
+                yield pa.Table.from_batches([batch])
+    except pa.ArrowInvalid as error:
+        raise UserError(f"The part '{part['file']}' of '{store.url}' cannot be read: {error}.") from error
+    finally:
+        source.close()
+
+
+def iter_rows(
+    store: Store, info: Mapping[str, Any], columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.Table]:
+    """All rows of a catalogue in row order, table by table."""
+    for part in info["parts"]:
+        yield from iter_part(store, part, columns, batch_rows=batch_rows)
+
+
+def whole_objects(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, cut so that no object is divided between two tables."""
+    held: pa.Table | None = None
+    for table in tables:
+        if not table.num_rows:
+            continue
+        joined = table if held is None else pa.concat_tables([held, table])
+        names = joined.column("objectId")
+        cut = pc.index(pc.equal(names, names[-1]), True).as_py()
+        if cut:
+            yield joined.slice(0, cut)
+        held = joined.slice(cut)
+    if held is not None:
+        yield held

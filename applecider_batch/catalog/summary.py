@@ -1,0 +1,132 @@
+"""Counts of a catalogue: rows, gates, classes, modalities, and the funnel of cuts by year."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from applecider_batch.taxonomy import CLASSES, GATES
+
+#: Steps of the funnel: what is left after each cut, in the order of the cuts.
+FUNNEL_STEPS = (
+    "episodes", "processed", "not_moving", "not_variable_star", "not_artefact", "in_scope", "classified",
+)  # fmt: skip
+FULL = "full"
+
+
+def horizon_label(days: float | None) -> str:
+    """``"3"``, ``"0.5"`` or ``"full"``."""
+    return FULL if days is None else f"{days:g}"
+
+
+class Summary:
+    """Counts over catalogue rows, fed in tables that hold whole objects in row order.
+
+    An episode is counted once, by its last row: ``full`` where the run has it, else its longest horizon.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.objects = 0
+        self.episodes = 0
+        self.rows_in_error = 0
+        self._without_position = 0
+        self._untrained = 0
+        self._simulated = 0
+        self._by_horizon: dict[str, Counter[str]] = {}
+        self._gates: Counter[str] = Counter()
+        self._modalities: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._known: Counter[str] = Counter()
+        self._funnel: dict[str, Counter[str]] = {}
+
+    def update(self, table: pa.Table) -> None:
+        """Count the rows of a table."""
+        if not table.num_rows:
+            return
+        self.rows += table.num_rows
+        names = table.column("objectId").combine_chunks()
+        last_of_object = _run_ends(names)
+        last = last_of_object | _run_ends(table.column("episode").combine_chunks())
+        self.objects += int(last_of_object.sum())
+        self.episodes += int(last.sum())
+        self.rows_in_error += table.num_rows - table.column("error_code").null_count
+        self._without_position += table.column("_healpix_29").null_count
+        self._untrained += pc.sum(pc.invert(table.column("trained"))).as_py()
+        self._simulated += pc.sum(pc.fill_null(table.column("simulated"), False)).as_py()
+        self._errors.update(_counts(table.column("error_code")))
+        for horizon in pc.unique(table.column("horizon_days")).to_pylist():
+            column = table.column("horizon_days")
+            chosen = pc.is_null(column) if horizon is None else pc.fill_null(pc.equal(column, horizon), False)
+            classes = _counts(table.column("class_top1").filter(chosen))
+            counter = self._by_horizon.setdefault(horizon_label(horizon), Counter())
+            counter.update(classes)
+            counter["rows"] += pc.sum(chosen).as_py()
+        episodes = table.filter(pa.array(last))
+        self._gates.update(_counts(episodes.column("gate"), missing="failed"))
+        self._modalities.update(_counts(episodes.column("modality_mask")))
+        self._known.update(_counts(episodes.column("known_status")))
+        self._count_funnel(episodes)
+
+    def _count_funnel(self, episodes: pa.Table) -> None:
+        gate = np.array(pc.fill_null(episodes.column("gate"), "failed").to_pylist(), object)
+        classified = episodes.column("class_top1").is_valid().to_numpy()
+        left = [np.ones(len(gate), bool)]
+        for cut in ("failed", *GATES[1:]):
+            left.append(left[-1] & (gate != cut))
+        left.append(left[-1] & classified)
+        years = _years(episodes)
+        for year in np.unique(years):
+            counter = self._funnel.setdefault(str(year), Counter())
+            for step, mask in zip(FUNNEL_STEPS, left, strict=True):
+                counter[step] += int((mask & (years == year)).sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain JSON values."""
+        return {
+            "rows": self.rows,
+            "objects": self.objects,
+            "episodes": self.episodes,
+            "rows_in_error": self.rows_in_error,
+            "rows_without_position": self._without_position,
+            "trained": self.rows > 0 and self._untrained == 0,
+            "simulated_rows": self._simulated,
+            "gates": {name: self._gates[name] for name in (*GATES, "failed")},
+            "classes": {
+                horizon: {name: counter[name] for name in (*CLASSES, "rows")}
+                for horizon, counter in sorted(self._by_horizon.items())
+            },
+            "modality_masks": dict(sorted(self._modalities.items())),
+            "errors": dict(sorted(self._errors.items())),
+            "known_status": dict(sorted(self._known.items())),
+            "funnel_by_year": {
+                year: {step: counter[step] for step in FUNNEL_STEPS} for year, counter in sorted(self._funnel.items())
+            },
+        }
+
+
+def _run_ends(values: pa.Array) -> np.ndarray:
+    """True where the next value differs, and at the end."""
+    ends = np.ones(len(values), bool)
+    ends[:-1] = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+    return ends
+
+
+def _counts(values: pa.ChunkedArray, missing: str | None = None) -> dict[str, int]:
+    """Occurrences of each value as text; nulls under ``missing``, or not at all."""
+    pairs = ((entry["values"], entry["counts"]) for entry in pc.value_counts(values).to_pylist())
+    named = ((missing if value is None else str(value), count) for value, count in pairs)
+    return {name: count for name, count in named if name is not None}
+
+
+def _years(episodes: pa.Table) -> np.ndarray:
+    """UTC year of t0, else of the first detection, as text; ``unknown`` where neither is there."""
+    jd = pc.coalesce(episodes.column("t0"), episodes.column("jd_first"))
+    known = jd.is_valid().to_numpy()
+    seconds = (pc.fill_null(jd, 2451544.5).to_numpy() - 2440587.5) * 86400.0
+    years = seconds.astype("datetime64[s]").astype("datetime64[Y]").astype(str)
+    return np.where(known, years, "unknown")

@@ -1,0 +1,159 @@
+"""Small prepared shards, network outputs and committed run folders, without archive, networks or engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from applecider_batch.catalog.rows import assemble_rows
+from applecider_batch.digest import hash64_one
+from applecider_batch.inference.calibration import Calibration
+
+HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
+GATE_OF = ("in_scope", "in_scope", "in_scope", "variable_star", "moving", "artefact", "too_few_detections")
+IDENTITY: dict[str, Any] = {
+    "run_id": "0123abcd",
+    "model_set_id": "modelset01",
+    "calibration_id": None,
+    "anomaly_ref_id": None,
+    "pipeline_version": "0.1.0",
+    "trained": False,
+}
+
+
+@dataclass
+class Outputs:
+    """Logits by modality, as the inference room returns them."""
+
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+def object_names(count: int, prefix: str = "ZTF20aaaa") -> list[str]:
+    """Names sorted as rows are: by (hash64, objectId)."""
+    names = [f"{prefix}{i:04d}" for i in range(count)]
+    return sorted(names, key=lambda name: (hash64_one(name), name))
+
+
+def make_prepared(names: list[str], horizons: tuple[float | None, ...] = HORIZONS, seed: int = 0) -> Any:
+    """Rows known before inference, with every gate, missing modalities, one failed object and one without t0.
+
+    Returns
+    -------
+    namespace
+        ``rows`` and per modality ``row_index``; item i of a modality belongs to its i-th row that has one.
+    """
+    rng = np.random.default_rng(seed)
+    records: list[dict[str, Any]] = []
+    for number, name in enumerate(names):
+        digits = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+        ra, dec = float(rng.uniform(0, 360)), float(np.degrees(np.arcsin(rng.uniform(-0.5, 0.99))))
+        has_t0 = number % 11 != 10
+        t0 = 2458300.5 + digits % 2000 if has_t0 else None
+        gate = GATE_OF[number % len(GATE_OF)] if has_t0 else "too_few_detections"
+        failed = number % 13 == 12
+        for horizon in horizons if has_t0 else (None,):
+            full = horizon is None
+            n_det = 3 + digits % 7 + (10 if full else int(horizon or 0) // 3)
+            records.append({
+                "hash64": hash64_one(name), "objectId": name, "ra": ra, "dec": dec,
+                "galactic_b": 30.0, "episode": 1 if has_t0 else 0, "t0": t0,
+                "jd_first": t0, "jd_last": t0 and t0 + (80.0 if full else horizon),
+                "as_of_jd": t0 and t0 + (100.0 if full else horizon), "horizon_days": horizon,
+                "horizon_complete": True if has_t0 else None, "gate": None if failed else gate,
+                "prob_in_scope": float(gate == "in_scope"), "gate_reason": f"rule {gate}" if has_t0 else "no t0",
+                "programid_mask": 1, "n_det": n_det, "n_det_g": n_det // 2, "n_det_r": n_det - n_det // 2,
+                "n_det_i": 0, "n_neg": digits % 3, "n_nondet": 5, "n_fp": 0, "mag_peak_g": 18.5, "mag_peak_r": None,
+                "rb_max": 0.9, "drb_available": bool(digits % 2), "quality_flags": 0, "simulated": True,
+                "candid_image": 10**15 + digits if number % 3 else None,
+                "error_code": "bad_photometry" if failed else None,
+                "object_error": "The object's photometry cannot be read." if failed else None,
+            })  # fmt: skip
+    rows = pa.Table.from_pylist(records, schema=_rows_schema(records))
+    n_rows = rows.num_rows
+    usable = np.array([record["t0"] is not None and record["error_code"] is None for record in records])
+    has = {
+        "photometry": usable & (rng.random(n_rows) < 0.9),
+        "image": usable & rows.column("candid_image").is_valid().to_numpy(),
+        "spectra": usable & (rng.random(n_rows) < 0.2),
+    }
+    return SimpleNamespace(rows=rows, **{name: SimpleNamespace(row_index=_index(mask)) for name, mask in has.items()})
+
+
+def _index(mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, np.cumsum(mask) - 1, -1).astype(np.int32)
+
+
+def _rows_schema(records: list[dict[str, Any]]) -> pa.Schema:
+    from applecider_batch.schema import load_table
+
+    arrow = load_table("catalogue").arrow
+    return pa.schema([arrow.field(name) for name in records[0]])
+
+
+def make_outputs(prepared: Any, seed: int = 1) -> Outputs:
+    """Random logits for every item of every modality."""
+    rng = np.random.default_rng(seed)
+    counts = {name: int(getattr(prepared, name).row_index.max(initial=-1)) + 1 for name in MODALITY_NAMES}
+    return Outputs({name: rng.normal(0, 2, (count, 5)).astype(np.float32) for name, count in counts.items()})
+
+
+MODALITY_NAMES = ("photometry", "image", "spectra")
+
+
+def make_rows(names: list[str], shard_id: int = 0, *, seed: int = 0, **identity: Any) -> pa.Table:
+    """Catalogue rows of one shard."""
+    prepared = make_prepared(names, seed=seed)
+    return assemble_rows(prepared, make_outputs(prepared, seed + 1), {**IDENTITY, **identity, "shard_id": shard_id})
+
+
+def write_run(run: Path, names: list[str], shards: int = 3, *, commit: set[int] | None = None) -> Path:
+    """A run folder whose shards (all, or those in ``commit``) are committed.
+
+    The rows of an object do not depend on the number of shards.
+    """
+    edges = [2**64 * i // shards for i in range(shards + 1)]
+    plan = {
+        "run_id": IDENTITY["run_id"],
+        "identity": {"snapshot": 1, "model_set": "untrained", "horizons": list(HORIZONS)},
+        "shards": [{"shard_id": i, "hash_lo": edges[i], "hash_hi": edges[i + 1]} for i in range(shards)],
+    }
+    for folder in ("data", "commits"):
+        (run / folder).mkdir(parents=True, exist_ok=True)
+    (run / "plan.json").write_text(json.dumps(plan))
+    everything = make_rows(names)
+    hashes = everything.column("hash64").to_numpy()
+    for i in range(shards):
+        if commit is not None and i not in commit:
+            continue
+        inside = (hashes >= np.uint64(edges[i])) & (hashes <= np.uint64(edges[i + 1] - 1))
+        table = everything.filter(pa.array(inside))
+        position = table.schema.get_field_index("shard_id")
+        numbers = pa.array([i] * table.num_rows, pa.int32())
+        commit_table(run, i, table.set_column(position, table.schema.field(position), numbers))
+    return run
+
+
+def commit_table(run: Path, shard_id: int, table: pa.Table) -> None:
+    """Write a shard's data file and its commit record."""
+    path = run / "data" / f"shard-{shard_id:05d}.1.parquet"
+    pq.write_table(table, path)
+    record = {
+        "shard_id": shard_id,
+        "data_file": f"data/{path.name}",
+        "rows": table.num_rows,
+        "objects": len(set(table.column("objectId").to_pylist())),
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "objects_in_error": 0,
+        "degraded": False,
+    }
+    (run / "commits" / f"shard-{shard_id:05d}.json").write_text(json.dumps(record))
