@@ -40,33 +40,33 @@ class NetworkSpec:
 
 
 _BOTH_HEADS = {"classifier": "fc+head"}
+_HEAD = {"classifier": "head"}
+_MPT = NetworkSpec("pretraining", "photometry", "build_pretraining")
 _NETWORKS: dict[tuple[str, str], NetworkSpec] = {
     ("paper", "cls_transformer"): NetworkSpec("photometry", "photometry"),
-    ("paper", "cls_transformer_mpt"): NetworkSpec("pretraining", "photometry", "build_pretraining"),
+    ("paper", "cls_transformer_mpt"): _MPT,
     ("paper", "informer"): NetworkSpec("photometry", "informer"),
     ("paper", "astrominn"): NetworkSpec("image", "astrominn", "build_paper"),
     ("paper", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),
-    ("paper", "spectranet"): NetworkSpec("spectra", "spectranet", fixed={"form": "paper"}),
+    ("paper", "spectranet"): NetworkSpec("spectra", "spectranet", "build_paper"),
     ("paper", "spectra_image"): NetworkSpec("spectra", "spectra_image"),
     ("upstream-main", "cls_transformer"): NetworkSpec("photometry", "photometry", fixed=_BOTH_HEADS),
-    ("upstream-main", "cls_transformer_mpt"): NetworkSpec("pretraining", "photometry", "build_pretraining"),
-    ("upstream-main", "baseline_cls"): NetworkSpec("photometry", "photometry", fixed={"classifier": "head"}),
+    ("upstream-main", "cls_transformer_mpt"): _MPT,
+    ("upstream-main", "baseline_cls"): NetworkSpec("photometry", "photometry", fixed=_HEAD),
     ("upstream-main", "astrominn"): NetworkSpec("image", "astrominn", "build_upstream"),
     ("upstream-main", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 3}),
-    ("upstream-main", "spectranet"): NetworkSpec("spectra", "spectranet", fixed={"form": "main"}),
-    ("upstream-main", "spectranet_redshift"): NetworkSpec(
-        "redshift", "spectranet", fixed={"form": "main", "redshift": True}
-    ),
-    ("upstream-archive", "baseline_cls"): NetworkSpec("photometry", "photometry", fixed={"classifier": "head"}),
+    ("upstream-main", "spectranet"): NetworkSpec("spectra", "spectranet"),
+    ("upstream-main", "spectranet_redshift"): NetworkSpec("redshift", "spectranet", fixed={"redshift": True}),
+    ("upstream-archive", "baseline_cls"): NetworkSpec("photometry", "photometry", fixed=_HEAD),
     ("upstream-archive", "informer"): NetworkSpec("photometry", "informer", fixed={"upstream_form": True}),
     ("upstream-archive", "xastrominn"): NetworkSpec("image", "astrominn", "build_upstream", {"in_chans": 4}),
     ("upstream-archive", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),
-    ("upstream-archive", "spectranet"): NetworkSpec("spectra", "spectranet", fixed={"form": "archive"}),
+    ("upstream-archive", "spectranet"): NetworkSpec("spectra", "spectranet", "build_archive"),
     ("upstream-archive", "spectranet_redshift"): NetworkSpec(
-        "redshift", "spectranet", fixed={"form": "archive", "redshift": True}
+        "redshift", "spectranet", "build_archive", {"redshift": True}
     ),
     ("upstream-archive", "spectranet_tripool"): NetworkSpec(
-        "spectra", "spectranet", fixed={"form": "tripool", "n_classes": 5}
+        "spectra", "spectranet", "build_tripool", {"n_classes": 5}
     ),
     ("upstream-archive", "fusion_brew"): NetworkSpec("fusion", "fusion_brew"),
 }

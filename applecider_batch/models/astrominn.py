@@ -22,20 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from applecider_batch.errors import UserError
+from applecider_batch.features.profiles import PAPER_METADATA, UPSTREAM_METADATA
 from applecider_batch.models.convnext import ConvNeXtConfig, SplitHeadConvNeXt
-
-# UPSTREAM's order of the 24 columns, from the indices that main's towers read.
-UPSTREAM_FEATURES: tuple[str, ...] = (
-    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec", "diffmaglim", "sky",
-    "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "nnondet", "classtar", "fid", "days_since_peak",
-    "days_to_peak", "age", "peakmag_so_far", "maxmag_so_far",
-)  # fmt: skip
-
-# The paper's Table 2 (19 numbers), and the peak magnitude so far that section 4.1's magnitude tower reads as well.
-PAPER_FEATURES: tuple[str, ...] = (
-    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "ra", "dec", "magpsf", "sigmapsf", "chinr", "sharpnr", "sky",
-    "classtar", "ndethist", "ncovhist", "scorr", "nmtchps", "diffmaglim", "age", "nnondet", "peakmag_so_far",
-)  # fmt: skip
 
 _MAG = ("scorr", "diffmaglim", "sky", "sigmapsf", "magpsf", "classtar", "fid")
 
@@ -48,7 +36,7 @@ UPSTREAM_TOWERS: dict[str, tuple[str, ...]] = {
     "nst1": ("sgscore1", "distpsnr1"),
     "nst2": ("sgscore2", "distpsnr2"),
     "coord": ("ra", "dec"),
-    "mega": UPSTREAM_FEATURES[:19],
+    "mega": UPSTREAM_METADATA[:19],
 }
 
 PAPER_TOWERS: dict[str, tuple[str, ...]] = {
@@ -59,7 +47,7 @@ PAPER_TOWERS: dict[str, tuple[str, ...]] = {
     "nst1": ("sgscore1", "distpsnr1"),
     "nst2": ("sgscore2", "distpsnr2"),
     "coord": ("ra", "dec"),
-    "mega": PAPER_FEATURES,
+    "mega": PAPER_METADATA,
 }
 
 # Hidden width of a tower as a multiple of towers_hidden_dims; the mega tower takes fusion_hidden_dims.
@@ -99,7 +87,7 @@ class AstroMiNNConfig:
         ConvNeXt's blocks and channels.
     """
 
-    feature_names: tuple[str, ...] = UPSTREAM_FEATURES
+    feature_names: tuple[str, ...] = UPSTREAM_METADATA
     towers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(UPSTREAM_TOWERS))
     in_chans: int = 3
     n_classes: int = 5
@@ -142,10 +130,10 @@ def upstream_config(**cfg: object) -> AstroMiNNConfig:
 def paper_config(**cfg: object) -> AstroMiNNConfig:
     """The AstroMiNN of the paper: 49 x 49 images of 4 channels, towers of section 4.1.
 
-    A profile may give more or reordered ``feature_names``; the mega tower reads those of `PAPER_FEATURES`.
+    A profile may give more or reordered ``feature_names``; the mega tower reads those of `PAPER_METADATA`.
     """
     form: dict[str, object] = {
-        "feature_names": PAPER_FEATURES,
+        "feature_names": PAPER_METADATA,
         "towers": dict(PAPER_TOWERS),
         "in_chans": 4,
         "router": "softmax",

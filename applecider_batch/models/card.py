@@ -202,11 +202,13 @@ class ModelCard:
         if is_permutation(matrix):
             return np.ascontiguousarray(logits[:, matrix.argmax(axis=1)], dtype=np.float32)
         wide = logits.astype(np.float64)
-        groups = [
-            np.logaddexp.reduce(wide[:, row > 0] + np.log(row[row > 0]), axis=1, initial=-np.inf) for row in matrix
-        ]
-        five = np.stack(groups, axis=1)
-        return (five - np.logaddexp.reduce(five, axis=1, keepdims=True)).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # a row with infinities becomes NaN, without a word
+            groups = [
+                np.logaddexp.reduce(wide[:, row > 0] + np.log(row[row > 0]), axis=1, initial=-np.inf)
+                for row in matrix
+            ]
+            five = np.stack(groups, axis=1)
+            return (five - np.logaddexp.reduce(five, axis=1, keepdims=True)).astype(np.float32)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON document."""

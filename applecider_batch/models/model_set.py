@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
+from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
 from applecider_batch.models.manifest import MANIFEST, checked_bytes, read_manifest, save_set, sha256
@@ -210,6 +211,13 @@ def _entry(store: Store, item: Mapping[str, Any], check_weights: bool) -> Networ
         raise UserError(
             f"The card '{store.url}/{item['card']}' speaks of other weights ({card.weights},"
             f" {card.weights_sha256}) than the manifest ({item['weights']}, {item['weights_sha256']})."
+        )
+    current = get_profile(card.profile).digest()
+    if card.profile_digest != current:
+        raise UserError(
+            f"The network '{card.name}' of '{store.url}' was made for another version of the profile"
+            f" '{card.profile}': its card says {card.profile_digest}, this version has {current}.",
+            hint="Use the version it was made with, or import the weights again after checking the profile.",
         )
     if check_weights:
         checked_bytes(store, card.weights, card.weights_sha256)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from applecider_batch.errors import UserError
+from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network, network_spec
 from applecider_batch.models.card import PHOTOMETRY_CHANNELS, ModelCard, Statistics
 from applecider_batch.models.manifest import IDENTITY_CALIBRATION, MANIFEST, save_set, write_network
@@ -65,12 +66,10 @@ def seeded_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def untrained_card(profile: str, network: str, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> (
-    ModelCard
-):
+def untrained_card(
+    profile: str, network: str, *, name: str | None = None, config: Mapping[str, Any] | None = None
+) -> ModelCard:
     """The card of a network with random weights; its statistics are nominal scales and say so."""
-    from applecider_batch.models.astrominn import PAPER_FEATURES, UPSTREAM_FEATURES
-
     modality = network_spec(profile, network).modality
     cfg = dict(config or {})
     classes: tuple[str, ...] = CLASSES
@@ -79,7 +78,7 @@ def untrained_card(profile: str, network: str, *, name: str | None = None, confi
     if modality == "photometry":
         features, normalisation = PHOTOMETRY_CHANNELS, {"photometry": NOMINAL_PHOTOMETRY}
     elif modality == "image":
-        features = tuple(cfg.get("feature_names", PAPER_FEATURES if profile == "paper" else UPSTREAM_FEATURES))
+        features = tuple(cfg.get("feature_names", get_profile(profile).metadata_names))
         normalisation = {"metadata": _nominal(features) if profile == "paper" else None}
     elif modality == "spectra":
         five = network != "spectranet"
@@ -91,6 +90,7 @@ def untrained_card(profile: str, network: str, *, name: str | None = None, confi
     return ModelCard(
         name=name or network,
         profile=profile,
+        profile_digest=get_profile(profile).digest(),
         network=network,
         modality=modality,
         config=cfg,
