@@ -3,13 +3,15 @@
 >>> from applecider_batch.models import build_network, list_networks
 >>> network = build_network("paper", "cls_transformer")        # doctest: +SKIP
 
-A profile (``paper``, ``upstream-main``, ``upstream-archive``) fixes architecture and inputs; under the two upstream
-profiles the state-dict names are upstream's. Modules are imported when a network is built, not before.
+A profile (``paper``, ``upstream-main``, ``upstream-archive``) fixes architecture and inputs; under the two
+upstream profiles the state-dict names are upstream's. Modules are imported when a network is built, not
+before.
 
-Modalities: ``photometry`` forward(events (B, L, 7), mask (B, L) True = real); ``image`` forward(images (B, C, S, S),
-metadata (B, F)); ``spectra`` forward(spectrum (B, 1, N)), a rendered spectrum (B, 3, 288, 288) for ``spectra_image``;
-``fusion`` takes all of them. Networks of these modalities return class logits (B, C) and offer
-``forward_with_latent`` and ``embed``. ``pretraining``, ``redshift`` and ``image_tower`` networks do not classify.
+Modalities: ``photometry`` forward(events (B, L, 7), mask (B, L) True = real); ``image`` forward(images (B,
+C, S, S), metadata (B, F)); ``spectra`` forward(spectrum (B, 1, N)), a rendered spectrum (B, 3, 288, 288) for
+``spectra_image``; ``fusion`` takes all of them. Networks of these modalities return class logits (B, C) and
+offer ``forward_with_latent`` and ``embed``. ``pretraining``, ``redshift`` and ``image_tower`` networks do
+not classify.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ CLASSIFYING = ("photometry", "image", "spectra", "fusion")
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Where a network is built and with what; ``fixed`` is what the profile decides, a caller may change it."""
+    """Where and with what a network is built; ``fixed`` is what the profile decides; callers may change it."""
 
     modality: str
     module: str
@@ -124,5 +126,7 @@ def build_network(profile: str, name: str, **cfg: Any) -> nn.Module:
     try:
         network: nn.Module = getattr(module, spec.builder)(**(dict(spec.fixed) | cfg))
     except (TypeError, ValueError) as error:
-        raise UserError(f"The network '{name}' of '{profile}' cannot be built with {cfg}: {error}.") from error
+        raise UserError(
+            f"The network '{name}' of '{profile}' cannot be built with {cfg}: {error}."
+        ) from error
     return network

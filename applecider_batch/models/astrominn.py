@@ -1,16 +1,17 @@
 """AstroMiNN: metadata towers, an image tower and a mixture of experts.
 
-Paper: arXiv:2507.16088, sections 4.1 to 4.4. Features are addressed by **name**; the list of names, in the order of the
-metadata array, belongs to the profile and is written in the model's card. Two forms:
+Paper: arXiv:2507.16088, sections 4.1 to 4.4. Features are addressed by **name**; the list of names, in the
+order of the metadata array, belongs to the profile and is written in the model's card. Two forms:
 
 - `AstroMiNN` with :func:`upstream_config`: the same function and state-dict names as upstream's main
   (3 image channels) and its archive (``XastroMiNN``, 4 channels): sigmoid router, top 2 used as they are;
-- `AstroMiNN` with :func:`paper_config`: towers of section 4.1, softmax router, top 2 renormalised, sky position in
+- `AstroMiNN` with :func:`paper_config`: towers of section 4.1, softmax router, top 2 renormalised, sky
+position in
   the image tower's auxiliary head and with sines and cosines in the coordinate tower.
 
-Metadata reach the network as the profile says (missing = -999). Upstream's towers read them raw. For the paper's
-form the card's mean and std are applied first (:meth:`ModelCard.standardise_metadata`), except to ra and dec, which
-stay in degrees: the network turns them into angles.
+Metadata reach the network as the profile says (missing = -999). Upstream's towers read them raw. For the
+paper's form the card's mean and std are applied first (:meth:`ModelCard.standardise_metadata`), except to ra
+and dec, which stay in degrees: the network turns them into angles.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from applecider_batch.models.convnext import ConvNeXtConfig, SplitHeadConvNeXt
 
 _MAG = ("scorr", "diffmaglim", "sky", "sigmapsf", "magpsf", "classtar", "fid")
 
-# Tower -> features it reads, in order. Registration order is upstream's, so that state dicts agree in order too.
+# Tower -> features it reads, in order. Registration order is upstream's, so that state dicts agree in order
+# too.
 UPSTREAM_TOWERS: dict[str, tuple[str, ...]] = {
     "psf": ("sharpnr", "chinr"),
     "mag": _MAG,
@@ -80,7 +82,8 @@ class AstroMiNNConfig:
     renormalise : bool
         Whether the top-k weights are divided by their sum.
     sky_angles : bool
-        ra, dec given in degrees: sines and cosines in the coordinate tower, ra/180 - 1 and dec/90 in the mega tower.
+        ra, dec given in degrees: sines and cosines in the coordinate tower, ra/180 - 1 and dec/90 in the
+        mega tower.
     position_frequencies : int
         Octaves of the sky position in the image tower's auxiliary head; 0 for none.
     depths, dims : tuple of int
@@ -109,9 +112,13 @@ class AstroMiNNConfig:
         if self.router not in ("sigmoid", "softmax"):
             raise UserError(f"Unknown router '{self.router}' for AstroMiNN; allowed: sigmoid, softmax.")
         if not 1 <= self.top_k <= self.num_mlp_experts:
-            raise UserError(f"AstroMiNN's top_k must lie in 1..{self.num_mlp_experts} (its experts), not {self.top_k}.")
+            raise UserError(
+                f"AstroMiNN's top_k must lie in 1..{self.num_mlp_experts} (its experts), not {self.top_k}."
+            )
         if set(self.towers) != set(UPSTREAM_TOWERS):
-            raise UserError(f"AstroMiNN needs the towers {', '.join(UPSTREAM_TOWERS)}; given {', '.join(self.towers)}.")
+            raise UserError(
+                f"AstroMiNN needs the towers {', '.join(UPSTREAM_TOWERS)}; given {', '.join(self.towers)}."
+            )
         if len(set(self.feature_names)) != len(self.feature_names):
             raise UserError("AstroMiNN's feature_names hold a name twice.")
         wanted = {name for names in self.towers.values() for name in names}
@@ -155,10 +162,13 @@ def _tuples(cfg: Mapping[str, object]) -> dict[str, object]:
 class TowerBlock(nn.Module):
     """Two linear layers with GELU, an optional gate and a residual path.
 
-    h = GELU(Linear(x)); out = Linear(LN(h)) * sigmoid(Linear(LN(h))) + skip(x). State-dict names are upstream's.
+    h = GELU(Linear(x)); out = Linear(LN(h)) * sigmoid(Linear(LN(h))) + skip(x). State-dict names are
+    upstream's.
     """
 
-    def __init__(self, n_in: int, hidden: int, n_out: int, *, gate: bool = True, dropout: float = 0.25) -> None:
+    def __init__(
+        self, n_in: int, hidden: int, n_out: int, *, gate: bool = True, dropout: float = 0.25
+    ) -> None:
         super().__init__()
         self.start_path = nn.Sequential(nn.Linear(n_in, hidden), nn.GELU())
         self.main_path = nn.Sequential(nn.LayerNorm(hidden), nn.Dropout(dropout), nn.Linear(hidden, n_out))
@@ -186,11 +196,12 @@ class AstroMiNN(nn.Module):
         position = {name: i for i, name in enumerate(config.feature_names)}
         for tower, names in config.towers.items():
             columns = torch.tensor([position[name] for name in names])
-            # Not persistent: the names in the config are the truth, and upstream's state dict has no such entry.
+            # Not persistent: the config's names are the truth, and upstream's state dict has no such entry.
             self.register_buffer(f"_columns_{tower}", columns, persistent=False)
             n_in = len(names) + (2 if config.sky_angles and tower == "coord" else 0)
             wide = config.fusion_outdims if tower in ("nst1", "nst2", "coord") else config.towers_outdims
-            hidden = config.fusion_hidden_dims if tower == "mega" else _WIDTH[tower] * config.towers_hidden_dims
+            mega = tower == "mega"
+            hidden = config.fusion_hidden_dims if mega else _WIDTH[tower] * config.towers_hidden_dims
             self.add_module(f"{tower}_tower", TowerBlock(n_in, hidden, wide, gate=config.gate))
         self.image_tower = SplitHeadConvNeXt(
             ConvNeXtConfig(
@@ -257,7 +268,7 @@ class AstroMiNN(nn.Module):
     def router_weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the experts before and after the choice of the top k, each (B, experts).
 
-        ``features`` are the concatenated towers, (B, width). The second array is 0 where an expert is not used.
+        ``features`` are the concatenated towers, (B, width). The second array is 0 where an expert is unused.
         """
         weights = self.fusion_router(features)
         top = torch.topk(weights, self.config.top_k, dim=-1)

@@ -1,7 +1,8 @@
 """The model card: what a weights file is, what it eats and what its outputs mean.
 
-A card is one JSON file beside the weights (``schemas/model_card.json`` lists its fields). Every number that a network
-needs and that is not in its weights stands here: class order, feature names, statistics. Nothing is guessed.
+A card is one JSON file beside the weights (``schemas/model_card.json`` lists its fields). Every number that
+a network needs and that is not in its weights stands here: class order, feature names, statistics. Nothing
+is guessed.
 """
 
 from __future__ import annotations
@@ -42,12 +43,20 @@ class Statistics:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise UserError(f"A card's mean has {len(self.mean)} numbers and its std {len(self.std)}; they must agree.")
+            raise UserError(
+                f"A card's mean has {len(self.mean)} numbers and its std {len(self.std)}; they must agree."
+            )
         for mean, std in zip(self.mean, self.std, strict=True):
             if (mean is None) != (std is None):
                 raise UserError("A card's mean and std must be null for the same features.")
-            if mean is not None and std is not None and not (np.isfinite(mean) and np.isfinite(std) and std > 0):
-                raise UserError(f"A card's statistics must be finite with std > 0; given mean {mean}, std {std}.")
+            if (
+                mean is not None
+                and std is not None
+                and not (np.isfinite(mean) and np.isfinite(std) and std > 0)
+            ):
+                raise UserError(
+                    f"A card's statistics must be finite with std > 0; given mean {mean}, std {std}."
+                )
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists."""
@@ -80,8 +89,8 @@ class ModelCard:
     feature_names : tuple of str
         Columns of the input in order (photometry channels, metadata); empty for spectra.
     normalisation : dict
-        ``photometry``: :class:`Statistics` of the first four channels; ``metadata``: of the metadata, or None where
-        the network takes them as they are.
+        ``photometry``: :class:`Statistics` of the first four channels; ``metadata``: of the metadata, or
+        None where the network takes them as they are.
     missing_value : float
         Stands for a missing metadata value (-999); NaN is turned into it.
     trained : bool
@@ -117,14 +126,15 @@ class ModelCard:
         matrix = np.array(self.class_map, dtype=float)
         if self.class_order and matrix.shape != (len(CLASSES), len(self.class_order)):
             raise UserError(
-                f"The card '{self.name}' has a class_map of shape {matrix.shape}; its {len(self.class_order)} classes"
-                f" need ({len(CLASSES)}, {len(self.class_order)})."
+                f"The card '{self.name}' has a class_map of shape {matrix.shape}; its"
+                f" {len(self.class_order)} classes need ({len(CLASSES)}, {len(self.class_order)})."
             )
         photometry = self.normalisation.get("photometry")
         if photometry is not None and len(photometry.mean) != N_STANDARDISED:
             raise UserError(
                 f"The card '{self.name}' gives {len(photometry.mean)} photometry statistics; the first"
-                f" {N_STANDARDISED} channels are standardised ({', '.join(PHOTOMETRY_CHANNELS[:N_STANDARDISED])})."
+                f" {N_STANDARDISED} channels are standardised"
+                f" ({', '.join(PHOTOMETRY_CHANNELS[:N_STANDARDISED])})."
             )
         metadata = self.normalisation.get("metadata")
         if metadata is not None and len(metadata.mean) != len(self.feature_names):
@@ -153,7 +163,7 @@ class ModelCard:
         return out
 
     def standardise_metadata(self, values: np.ndarray) -> np.ndarray:
-        """Metadata as the network wants them: NaN to the missing value, then the card's mean and std if it has them.
+        """Metadata as the network wants them: NaN to the missing value, then the card's mean and std, if any.
 
         The missing value is standardised like any other and then clipped, so it stays recognisable.
 
@@ -191,13 +201,15 @@ class ModelCard:
         Returns
         -------
         ndarray, float32, shape (n, 5)
-            In the order of `taxonomy.CLASSES`. Where the network has exactly these classes its logits are reordered
-            and otherwise untouched; else log probabilities, renormalised over the five.
+            In the order of `taxonomy.CLASSES`. Where the network has exactly these classes its logits are
+            reordered and otherwise untouched; else log probabilities, renormalised over the five.
         """
         if not self.class_order:
             raise UserError(f"The network '{self.name}' ({self.network}) does not classify.")
         if logits.ndim != 2 or logits.shape[1] != len(self.class_order):
-            raise ValueError(f"logits of shape {logits.shape}; '{self.name}' has {len(self.class_order)} classes")
+            raise ValueError(
+                f"logits of shape {logits.shape}; '{self.name}' has {len(self.class_order)} classes"
+            )
         matrix = np.array(self.class_map, dtype=float)
         if is_permutation(matrix):
             return np.ascontiguousarray(logits[:, matrix.argmax(axis=1)], dtype=np.float32)
@@ -235,10 +247,12 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ModelCard:
-        """Read a card's JSON document; fields that are missing, unknown or of the wrong type are a UserError."""
+        """Read a card's JSON document; missing, unknown or mistyped fields are a UserError."""
         check_fields(document, complete=True)
         if document["format"] != CARD_FORMAT:
-            raise UserError(f"Unknown card format '{document['format']}'; this version reads '{CARD_FORMAT}'.")
+            raise UserError(
+                f"Unknown card format '{document['format']}'; this version reads '{CARD_FORMAT}'."
+            )
         rest = {k: v for k, v in document.items() if k != "format"}
         for key in ("class_order", "feature_names"):
             rest[key] = tuple(rest[key])
@@ -253,7 +267,9 @@ class ModelCard:
 def is_permutation(matrix: np.ndarray) -> bool:
     """Whether a class map only reorders: one 1 in every row and column, 0 elsewhere."""
     square = matrix.shape[0] == matrix.shape[1]
-    return bool(square and (matrix.sum(0) == 1).all() and (matrix.sum(1) == 1).all() and (matrix.max(0) == 1).all())
+    return bool(
+        square and (matrix.sum(0) == 1).all() and (matrix.sum(1) == 1).all() and (matrix.max(0) == 1).all()
+    )
 
 
 def class_map_of(
@@ -271,7 +287,8 @@ def class_map_of(
     Returns
     -------
     tuple of tuples of float, (5, C)
-        A class outside the five ("OTHER") has a column of zeros: probabilities are then conditional on the five.
+        A class outside the five ("OTHER") has a column of zeros: probabilities are then conditional on the
+        five.
 
     Raises
     ------
@@ -286,7 +303,7 @@ def class_map_of(
     if bad:
         raise UserError(
             f"The classes {', '.join(map(repr, bad))} cannot be assigned to {', '.join(CLASSES)} or OTHER.",
-            hint="Say it in the card, for example: class_map = {\"" + bad[0] + '" = "SN I"}.',
+            hint='Say it in the card, for example: class_map = {"' + bad[0] + '" = "SN I"}.',
         )
     if lacking := [name for name in CLASSES if name not in targets]:
         raise UserError(
@@ -318,7 +335,9 @@ def check_fields(document: Mapping[str, Any], *, complete: bool) -> None:
     """Refuse a card with unknown fields, wrong types or, where ``complete``, missing fields."""
     fields = card_fields()
     if unknown := sorted(set(document) - set(fields)):
-        raise UserError(f"The card has unknown fields: {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}.")
+        raise UserError(
+            f"The card has unknown fields: {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}."
+        )
     if complete and (missing := sorted(k for k, f in fields.items() if f["stored"] and k not in document)):
         raise UserError(f"The card lacks the fields {', '.join(missing)}.")
     for name, value in document.items():

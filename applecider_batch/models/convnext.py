@@ -1,7 +1,7 @@
 """ConvNeXt with timm's parameter names, and the split head that AppleCiDEr puts on it.
 
-ConvNeXt: Liu et al. 2022, "A ConvNet for the 2020s", arXiv:2201.03545. The split head (a main head whose output is
-multiplied by the tanh of an auxiliary head) is that of AstroMiNN: arXiv:2507.16088, section 4.2.
+ConvNeXt: Liu et al. 2022, "A ConvNet for the 2020s", arXiv:2201.03545. The split head (a main head whose
+output is multiplied by the tanh of an auxiliary head) is that of AstroMiNN: arXiv:2507.16088, section 4.2.
 
 Our own file: timm needs torchvision, which has no CPU build. The sizes default to ConvNeXt-Tiny.
 """
@@ -206,7 +206,9 @@ class SplitHeadConvNeXt(nn.Module):
         context = features
         if self.config.position_frequencies:
             if position is None:
-                raise ValueError("this image tower is modulated by the sky position: give ra and dec in degrees")
+                raise ValueError(
+                    "this image tower is modulated by the sky position: give ra and dec in degrees"
+                )
             sky = position_embedding(position[:, 0], position[:, 1], self.config.position_frequencies)
             context = torch.cat([features, sky], dim=1)
         return self.head_main(features) * self.head_aux(context), features

@@ -1,7 +1,7 @@
 """Joint network of upstream's archived notebook: three encoders, L2-normalised embeddings, one classifier.
 
-Upstream: ``_archive/notebooks/brew_cider.py`` (skyportal/applecider, commit ec1f931). Kept to import its checkpoints;
-the paper fuses by the mean of the probabilities, which is not a network.
+Upstream: ``_archive/notebooks/brew_cider.py`` (skyportal/applecider, commit ec1f931). Kept to import its
+checkpoints; the paper fuses by the mean of the probabilities, which is not a network.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class FusionBrew(nn.Module):
     def __init__(self, config: FusionBrewConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or FusionBrewConfig()
-        photometry = PhotometryConfig(**({"classifier": "head", "dropout": 0.3} | dict(config.photometry)))
-        spectra = SpectraNetConfig(**({"form": "tripool", "n_classes": 5} | dict(config.spectra)))
-        image = upstream_config(**({"in_chans": 4} | dict(config.image)))
+        photometry = PhotometryConfig(**{"classifier": "head", "dropout": 0.3, **config.photometry})
+        spectra = SpectraNetConfig(**{"form": "tripool", "n_classes": 5, **config.spectra})
+        image = upstream_config(**{"in_chans": 4, **config.image})
         self.photometry_encoder = PhotometryTransformer(photometry)  # with upstream's unused head, without fc
         self.spectra_encoder = TriPoolSpectraNet(spectra)
         del self.spectra_encoder.fc  # upstream's encoder ends with its 256 numbers
@@ -82,8 +82,7 @@ class FusionBrew(nn.Module):
         photometry = self.photometry_proj(self.photometry_encoder.embed(events, mask))
         image = self.img_metadata_proj(self.img_metadata_encoder(images, metadata))
         spectrum = self.spectra_proj(self.spectra_encoder.embed(spectra))
-        # No epsilon in the norm, as upstream has it.
-        return tuple(v / v.norm(dim=-1, keepdim=True) for v in (photometry, image, spectrum))  # type: ignore[return-value]
+        return _unit(photometry), _unit(image), _unit(spectrum)
 
     def forward_with_latent(
         self, events: Tensor, mask: Tensor, images: Tensor, metadata: Tensor, spectra: Tensor
@@ -93,13 +92,22 @@ class FusionBrew(nn.Module):
         latent = torch.stack(parts).mean(0) if self.config.fusion == "avg" else torch.cat(parts, dim=-1)
         return self.fc(latent), latent
 
-    def embed(self, events: Tensor, mask: Tensor, images: Tensor, metadata: Tensor, spectra: Tensor) -> Tensor:
+    def embed(
+        self, events: Tensor, mask: Tensor, images: Tensor, metadata: Tensor, spectra: Tensor
+    ) -> Tensor:
         """The fused embedding; arguments as :meth:`embeddings`."""
         return self.forward_with_latent(events, mask, images, metadata, spectra)[1]
 
-    def forward(self, events: Tensor, mask: Tensor, images: Tensor, metadata: Tensor, spectra: Tensor) -> Tensor:
+    def forward(
+        self, events: Tensor, mask: Tensor, images: Tensor, metadata: Tensor, spectra: Tensor
+    ) -> Tensor:
         """Logits (B, C); arguments as :meth:`embeddings`."""
         return self.forward_with_latent(events, mask, images, metadata, spectra)[0]
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Divide by the L2 norm; without an epsilon, as upstream does."""
+    return x / x.norm(dim=-1, keepdim=True)
 
 
 def build(**cfg: object) -> FusionBrew:

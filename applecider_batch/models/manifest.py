@@ -42,7 +42,9 @@ def read_manifest(store: Store) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"'{where}' is not TOML: {error}.") from error
     if manifest.get("format") != SET_FORMAT:
-        raise UserError(f"'{where}' has the format {manifest.get('format')!r}; this version reads '{SET_FORMAT}'.")
+        raise UserError(
+            f"'{where}' has the format {manifest.get('format')!r}; this version reads '{SET_FORMAT}'."
+        )
     wanted: list[tuple[Mapping[str, Any], tuple[str, ...], str]] = [
         (manifest, ("name", "profile", "calibration"), ""),
         (manifest.get("calibration", {}), ("file", "sha256"), "calibration."),
@@ -61,11 +63,14 @@ def checked_bytes(store: Store, rel: str, expected: str) -> bytes:
     try:
         data = store.read_bytes(rel)
     except FileNotFoundError as error:
-        raise UserError(f"The model set '{store.url}' lacks the file '{rel}' that its manifest names.") from error
+        raise UserError(
+            f"The model set '{store.url}' lacks the file '{rel}' that its manifest names."
+        ) from error
     found = sha256(data)
     if found != expected:
         raise UserError(
-            f"The file '{store.url}/{rel}' was changed: its SHA-256 is {found}, the manifest says {expected}.",
+            f"The file '{store.url}/{rel}' was changed: its SHA-256 is {found},"
+            f" the manifest says {expected}.",
             hint="Restore the file, or import the network again.",
         )
     return data
@@ -82,8 +87,8 @@ def save_set(
 ) -> None:
     """Write the manifest, last of all files.
 
-    ``entries`` are manifest items as :func:`write_network` returns them; ``calibration`` the document's bytes, None to
-    keep what is there; ``anomaly`` a mapping with ``file`` and ``sha256``.
+    ``entries`` are manifest items as :func:`write_network` returns them; ``calibration`` the document's
+    bytes, None to keep what is there; ``anomaly`` a mapping with ``file`` and ``sha256``.
     """
     if calibration is not None:
         store.write_atomic(CALIBRATION, calibration)
@@ -103,7 +108,9 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def write_network(store: Store, card: ModelCard, state: Mapping[str, Tensor], *, default: bool) -> dict[str, Any]:
+def write_network(
+    store: Store, card: ModelCard, state: Mapping[str, Tensor], *, default: bool
+) -> dict[str, Any]:
     """Write weights and card; returns the manifest's item. The manifest itself is :func:`save_set`'s."""
     import safetensors.torch
 

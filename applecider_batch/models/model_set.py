@@ -2,14 +2,14 @@
 
 ::
 
-    SET/model_set.toml              format, name, profile; per network: files, their SHA-256, whether it is the default
-    SET/<name>.safetensors          weights (never a pickle)
+    SET/model_set.toml              format, name, profile; per network: files, their SHA-256, whether it is
+    the default SET/<name>.safetensors          weights (never a pickle)
     SET/<name>.card.json            the card, see `models.card`
     SET/calibration.json            temperatures; ``calibrated = false`` and 1.0 where none was fitted
     SET/<anomaly reference>         optional
 
-Several networks of a modality may lie in a set; the one with ``default = true`` is used. Every file is checked
-against its digest when the set is loaded, so a set is what its manifest says or it is refused.
+Several networks of a modality may lie in a set; the one with ``default = true`` is used. Every file is
+checked against its digest when the set is loaded, so a set is what its manifest says or it is refused.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
 from applecider_batch.models.manifest import MANIFEST, checked_bytes, read_manifest, save_set, sha256
-from applecider_batch.models.seeding import init_model_set as init_model_set
+from applecider_batch.models.seeding import write_untrained
 from applecider_batch.storage import Store, json_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
 
 @dataclass(frozen=True)
 class NetworkEntry:
@@ -132,12 +133,28 @@ class ModelSet:
             if entry.name == name:
                 return entry
         raise UserError(
-            f"The model set '{self.name}' has no network '{name}'; it has {', '.join(e.name for e in self.entries)}."
+            f"The model set '{self.name}' has no network '{name}'; it has"
+            f" {', '.join(e.name for e in self.entries)}."
         )
 
     def anomaly_bytes(self) -> bytes | None:
         """The anomaly reference's bytes, or None."""
         return self.store.read_bytes(self.anomaly_file) if self.anomaly_file else None
+
+    def summary(self) -> dict[str, Any]:
+        """What the set holds, as one JSON document: names, digests, calibration and every card."""
+        return {
+            "name": self.name,
+            "url": self.store.url,
+            "profile": self.profile,
+            "digest": self.digest,
+            "model_set_id": self.model_set_id,
+            "trained": self.trained,
+            "calibrated": bool(self.calibration.get("calibrated", False)),
+            "calibration_id": self.calibration_id,
+            "anomaly_ref_id": self.anomaly_ref_id,
+            "networks": [{"default": e.default} | e.card.as_json() for e in self.entries],
+        }
 
     @classmethod
     def load(
@@ -198,8 +215,8 @@ def find_set(path: str | Path, storage_options: Mapping[str, Any] | None = None)
             break
     packaged = sorted(p.parent.name for p in packaged_folder().glob(f"*/{MANIFEST}"))
     raise UserError(
-        f"There is no model set '{path}': no folder with a {MANIFEST} of that path, and the packaged sets are:"
-        f" {', '.join(packaged) or 'none'}.",
+        f"There is no model set '{path}': no folder with a {MANIFEST} of that path, and the packaged sets"
+        f" are: {', '.join(packaged) or 'none'}.",
         hint=f"Make an untrained one with 'applecider-batch models init {path}'.",
     )
 
@@ -231,7 +248,7 @@ def update_files(
     anomaly: tuple[str, bytes] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ModelSet:
-    """Put a new calibration document or anomaly reference (file name, bytes) into a set; returns it, loaded."""
+    """Put a calibration document or an anomaly reference (file name, bytes) into a set; returns it."""
     store = find_set(path, storage_options)
     manifest = read_manifest(store)
     reference = manifest.get("anomaly")
@@ -249,54 +266,105 @@ def update_files(
     return ModelSet.load(store.url, storage_options=storage_options)
 
 
-def list_model_sets(folder: str | Path, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Sets directly below a folder and the packaged ones: name, url, profile, digest or the error, sorted by url."""
-    found = []
-    for base in (Store(folder, storage_options), Store(packaged_folder())):
+def init_model_set(
+    path: str | Path,
+    profile: str = "paper",
+    seed: int = 0,
+    *,
+    name: str | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    networks: tuple[str, ...] = (),
+    storage_options: Mapping[str, Any] | None = None,
+) -> ModelSet:
+    """Write a seeded, **untrained** model set; its cards say ``trained = false``.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder or URL; there must be no set yet.
+    profile : str
+    seed : int
+        Not negative. Equal seeds give equal bytes.
+    name : str, optional
+        Name of the set; ``untrained-<profile>-seed<seed>`` if not given.
+    configs : mapping, optional
+        Network name -> config over its defaults, for example smaller widths.
+    networks : tuple of str
+        Further networks of the profile, beside the main ones and not in use (``informer``,
+        ``spectra_image``).
+    storage_options : mapping, optional
+
+    Returns
+    -------
+    ModelSet
+
+    Raises
+    ------
+    UserError
+        If there is a set already, or profile, network or seed are not allowed.
+    """
+    store = Store(path, storage_options)
+    write_untrained(store, profile, seed, name=name, configs=configs or {}, extra=networks)
+    return ModelSet.load(path, storage_options=storage_options, check_weights=False)
+
+
+def list_model_sets(
+    folder: str | Path | None = None, storage_options: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Sets directly below a folder, and the packaged ones: a summary each, or the error, sorted by name."""
+    bases = [Store(folder, storage_options)] if folder is not None else []
+    found: list[dict[str, Any]] = []
+    for base in (*bases, Store(packaged_folder())):
         for rel in base.ls():
-            if not base.exists(f"{rel}/{MANIFEST}"):
-                continue
             below = base.join(rel)
+            if not below.exists(MANIFEST):
+                continue
             try:
                 loaded = ModelSet.load(below.url, storage_options=storage_options, check_weights=False)
             except UserError as error:
                 found.append({"name": rel, "url": below.url, "error": str(error)})
                 continue
-            found.append(
-                {
-                    "name": loaded.name,
-                    "url": below.url,
-                    "profile": loaded.profile,
-                    "digest": loaded.digest,
-                    "trained": loaded.trained,
-                    "networks": {m: [e.name for e in es] for m, es in sorted(loaded.networks.items())},
-                }
-            )
+            kept = ("name", "url", "profile", "digest", "trained", "calibrated")
+            networks = {m: [e.name for e in es] for m, es in sorted(loaded.networks.items())}
+            found.append({k: v for k, v in loaded.summary().items() if k in kept} | {"networks": networks})
     return found
 
 
-def info(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a set holds, as one JSON document: names, digests, calibration and every card."""
-    loaded = ModelSet.load(path, storage_options=storage_options, check_weights=False)
+def verify_model_set(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Check every digest and card of a set, and build every network.
+
+    Returns
+    -------
+    dict
+        ``name``, ``url``, ``digest``, ``verified`` bool, ``problems`` (a sentence each) and ``parameters``
+        (network -> number).
+
+    Raises
+    ------
+    UserError
+        If there is no set, or its manifest cannot be read.
+    """
+    store = find_set(path, storage_options)
+    manifest = read_manifest(store)
+    problems: list[str] = []
+    parameters: dict[str, int] = {}
+    for item in manifest["network"]:
+        try:
+            network = _entry(store, item, check_weights=False).build()
+            parameters[item["name"]] = sum(p.numel() for p in network.parameters())
+        except UserError as error:
+            problems.append(str(error))
+    for part in ("calibration", "anomaly"):
+        try:
+            if part in manifest:
+                checked_bytes(store, manifest[part]["file"], manifest[part]["sha256"])
+        except UserError as error:
+            problems.append(str(error))
     return {
-        "name": loaded.name,
-        "url": loaded.store.url,
-        "profile": loaded.profile,
-        "digest": loaded.digest,
-        "model_set_id": loaded.model_set_id,
-        "trained": loaded.trained,
-        "calibrated": bool(loaded.calibration.get("calibrated", False)),
-        "calibration_id": loaded.calibration_id,
-        "anomaly_ref_id": loaded.anomaly_ref_id,
-        "networks": [{"default": e.default} | e.card.as_json() for e in loaded.entries],
+        "name": manifest["name"],
+        "url": store.url,
+        "digest": json_digest(manifest),
+        "verified": not problems,
+        "problems": problems,
+        "parameters": parameters,
     }
-
-
-def verify(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Check every digest of a set and that the weights fit their networks; a UserError says what does not."""
-    loaded = ModelSet.load(path, storage_options=storage_options)
-    parameters = {}
-    for entry in loaded.entries:
-        network = entry.build()
-        parameters[entry.name] = sum(p.numel() for p in network.parameters())
-    return {"name": loaded.name, "digest": loaded.digest, "verified": True, "parameters": parameters}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +23,18 @@ if TYPE_CHECKING:
 MAIN_NETWORKS: dict[str, dict[str, str]] = {
     "paper": {"photometry": "cls_transformer", "image": "astrominn", "spectra": "spectranet"},
     "upstream-main": {"photometry": "cls_transformer", "image": "astrominn", "spectra": "spectranet"},
-    "upstream-archive": {"photometry": "baseline_cls", "image": "xastrominn", "spectra": "spectranet_tripool"},
+    "upstream-archive": {
+        "photometry": "baseline_cls",
+        "image": "xastrominn",
+        "spectra": "spectranet_tripool",
+    },
 }
 
 # Order of the spectra data set's nine classes (UPSTREAM); they become five by summing probabilities.
 SPECTRA_CLASSES = ("AGN", "CV", "IIP", "IIb", "IIn", "Ia", "Ib", "Ic", "TDE")
 
-# Round numbers of the size that ZTF alerts have: scales for an untrained network, not statistics of a training set.
+# Round numbers of the size that ZTF alerts have: scales for an untrained network, not statistics of a
+# training set.
 NOMINAL_PHOTOMETRY = Statistics(mean=(3.0, 1.0, 2.0, 0.05), std=(1.5, 1.0, 0.7, 0.05))
 NOMINAL_METADATA: dict[str, tuple[float, float] | None] = {
     "sgscore1": (0.5, 0.4), "sgscore2": (0.5, 0.4), "distpsnr1": (5.0, 5.0), "distpsnr2": (12.0, 7.0),
@@ -45,8 +49,8 @@ METADATA_CLIP = 10.0
 def seeded_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
     """Untrained weights that depend on the parameters' names and the seed only.
 
-    Tensors of two or more dimensions are normal with variance 1 / fan_in, the Time2Vec frequencies normal with
-    variance 1/4; norm weights are 1, biases 0; layer scales and buffers stay as the network makes them.
+    Tensors of two or more dimensions are normal with variance 1 / fan_in, the Time2Vec frequencies normal
+    with variance 1/4; norm weights are 1, biases 0; layer scales and buffers stay as the network makes them.
     """
     import torch
 
@@ -60,7 +64,9 @@ def seeded_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
         if tensor.ndim >= 2 or leaf in ("w", "w0"):
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
             scale = 0.5 if tensor.ndim < 2 else 1 / np.sqrt(np.prod(tensor.shape[1:], dtype=np.float64))
-            state[name] = torch.from_numpy((rng.standard_normal(tuple(tensor.shape)) * scale).astype(np.float32))
+            state[name] = torch.from_numpy(
+                (rng.standard_normal(tuple(tensor.shape)) * scale).astype(np.float32)
+            )
         else:
             state[name] = torch.full(tensor.shape, 1.0 if leaf.endswith("weight") else 0.0)
     return state
@@ -86,7 +92,9 @@ def untrained_card(
         if not five:
             cfg.setdefault("n_classes", len(SPECTRA_CLASSES))
     else:
-        raise UserError(f"The network '{network}' of '{profile}' ({modality}) is not one to begin a model set with.")
+        raise UserError(
+            f"The network '{network}' of '{profile}' ({modality}) is not one to begin a model set with."
+        )
     return ModelCard(
         name=name or network,
         profile=profile,
@@ -114,59 +122,30 @@ def _nominal(features: tuple[str, ...]) -> Statistics:
     )
 
 
-def init_model_set(
-    path: str | Path,
-    profile: str = "paper",
-    seed: int = 0,
+def write_untrained(
+    store: Store,
+    profile: str,
+    seed: int,
     *,
-    name: str | None = None,
-    configs: Mapping[str, Mapping[str, Any]] | None = None,
-    networks: tuple[str, ...] = (),
-    storage_options: Mapping[str, Any] | None = None,
-) -> str:
-    """Write a seeded, **untrained** model set; its cards say ``trained = false``.
-
-    Parameters
-    ----------
-    path : str or Path
-        Folder or URL; there must be no set yet.
-    profile : str
-    seed : int
-        Not negative. Equal seeds give equal bytes.
-    name : str, optional
-        Name of the set; ``untrained-<profile>-seed<seed>`` if not given.
-    configs : mapping, optional
-        Network name -> config over its defaults, for example smaller widths.
-    networks : tuple of str
-        Further networks of the profile, beside the main ones and not in use (``informer``, ``spectra_image``).
-    storage_options : mapping, optional
-
-    Returns
-    -------
-    str
-        The set's path or URL.
-
-    Raises
-    ------
-    UserError
-        If there is a set already, or profile, network or seed are not allowed.
-    """
+    name: str | None,
+    configs: Mapping[str, Mapping[str, Any]],
+    extra: tuple[str, ...],
+) -> None:
+    """Write the files of `model_set.init_model_set`; ``extra`` networks are not in use."""
     if profile not in MAIN_NETWORKS:
         raise UserError(f"Unknown profile '{profile}'; allowed: {', '.join(MAIN_NETWORKS)}.")
     if seed < 0:
         raise UserError(f"The seed must not be negative; given {seed}.")
-    store = Store(path, storage_options)
     if store.exists(MANIFEST):
         raise UserError(
-            f"There is a model set at '{path}' already.",
-            hint=f"Choose another path, or look at it with 'applecider-batch models info {path}'.",
+            f"There is a model set at '{store.url}' already.",
+            hint=f"Choose another path, or look at it with 'applecider-batch models info {store.url}'.",
         )
     main = tuple(MAIN_NETWORKS[profile].values())
-    configs = configs or {}
-    if unknown := sorted(set(configs) - {*main, *networks}):
-        raise UserError(f"Config for {', '.join(unknown)}, but the set gets {', '.join((*main, *networks))}.")
+    if unknown := sorted(set(configs) - {*main, *extra}):
+        raise UserError(f"Config for {', '.join(unknown)}, but the set gets {', '.join((*main, *extra))}.")
     items = []
-    for network in dict.fromkeys((*main, *networks)):
+    for network in dict.fromkeys((*main, *extra)):
         card = untrained_card(profile, network, config=configs.get(network))
         items.append(_write_seeded(store, card, seed, default=network in main))
     save_set(
@@ -176,7 +155,6 @@ def init_model_set(
         entries=items,
         calibration=json_bytes(IDENTITY_CALIBRATION),
     )
-    return store.url
 
 
 def _write_seeded(store: Store, card: ModelCard, seed: int, *, default: bool) -> dict[str, Any]:
