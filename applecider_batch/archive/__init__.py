@@ -1,0 +1,1 @@
+"""The archive: ingest once, read many times."""

@@ -1,0 +1,151 @@
+"""From rows in hash ranges to parts: the last step of ingest and of compaction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from applecider_batch.archive.parts import PartWriter, sort_rows
+from applecider_batch.archive.resolve import Resolution, pairs_of
+from applecider_batch.archive.snapshot import PartRecord
+from applecider_batch.archive.spill import Spill
+from applecider_batch.archive.stitch import stitch
+from applecider_batch.digest import json_digest
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+
+
+def write_parts(
+    store: Store, run: str, ranges: Iterable[Mapping[str, pa.Table]], part_bytes: int
+) -> tuple[PartRecord, ...]:
+    """Write finished tables, range by range in ascending hash, into as many parts as their size asks for.
+
+    Parameters
+    ----------
+    run : str
+        Digest of everything that the content follows from; the parts' ids are made from it.
+    ranges : iterable of mapping
+        Sorted tables of the next hash range by name.
+    part_bytes : int
+        A part is closed at the end of the range in which its largest file comes within an eighth of this.
+    """
+    records: list[PartRecord] = []
+    remaining = iter(ranges)
+    exhausted = False
+    while not exhausted:
+        with PartWriter(store, json_digest([run, len(records)]), run) as writer:
+            exhausted = not _fill(writer, remaining, part_bytes - part_bytes // 8)
+            if not writer.is_empty:
+                records.append(writer.finish())
+    return tuple(records)
+
+
+def _fill(writer: PartWriter, ranges: Iterator[Mapping[str, pa.Table]], enough: int) -> bool:
+    """Append ranges until a file is large enough; False when there are no more."""
+    for tables in ranges:
+        for name, table in tables.items():
+            writer.append(name, table)
+        if writer.largest >= enough:
+            return True
+    return False
+
+
+@dataclass
+class Written:
+    """What went into the parts of an ingest, counted where it was written."""
+
+    alerts: int = 0
+    duplicates: int = 0
+    photometry: int = 0
+    spectra: int = 0
+    quarantine: int = 0
+    stored_by_source: Counter[str] = field(default_factory=Counter)
+
+
+class IngestAssembler:
+    """Turns the spilled rows of an ingest into the final tables of a hash range."""
+
+    def __init__(self, spill: Spill, resolution: Resolution | None) -> None:
+        self._spill = spill
+        self._resolution = resolution
+        self.written = Written()
+
+    def range(self, lo: int, hi: int) -> dict[str, pa.Table]:
+        """The sorted tables of hash64 in [lo, hi)."""
+        out: dict[str, pa.Table] = {}
+        fresh: np.ndarray | None = None
+        if self._resolution is not None:
+            out["alerts"], out["duplicates"], fresh = self._alerts(self._resolution, lo, hi)
+            out["stamps"] = self._stamps(self._resolution, lo, hi)
+        if "photometry" in self._spill.names:
+            out["photometry"] = self._photometry(lo, hi, fresh)
+        if "spectra" in self._spill.names:
+            out["spectra"] = distinct_rows(
+                sort_rows("spectra", self._spill.read("spectra", lo, hi)), "spec_id"
+            )
+        if "quarantine" in self._spill.names:
+            rows = self._spill.read("quarantine", lo, hi).drop_columns(["hash64"])
+            out["quarantine"] = sort_rows("quarantine", load_table("quarantine").conform(rows))
+        for name in ("alerts", "duplicates", "photometry", "spectra", "quarantine"):
+            count = getattr(self.written, name) + (out[name].num_rows if name in out else 0)
+            setattr(self.written, name, count)
+        return out
+
+    def _alerts(self, resolution: Resolution, lo: int, hi: int) -> tuple[pa.Table, pa.Table, np.ndarray]:
+        schema = load_table("duplicates").arrow
+        rows = (
+            self._spill.read("alerts", lo, hi)
+            if "alerts" in self._spill.names
+            else load_table("alerts").empty()
+        )
+        store, lost, candid_new = resolution.decide(pairs_of(rows))
+        kept = distinct_packets(
+            rows.append_column("_new", pa.array(candid_new)).filter(pa.array(store)), "alerts"
+        )
+        first = kept.filter(kept.column("_new")).column("source_id").to_pylist()
+        self.written.stored_by_source.update(first)
+        replaced = resolution.superseded
+        hashes = replaced.column("hash64").to_numpy()
+        inside = (hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1))
+        losers = pa.concat_tables(
+            [rows.filter(pa.array(lost)).select(schema.names).cast(schema), replaced.filter(pa.array(inside))]
+        )
+        fresh = np.unique(rows.column("hash64").to_numpy()[store | lost])
+        return kept.drop_columns(["_new"]), distinct_packets(losers, "duplicates"), fresh
+
+    def _stamps(self, resolution: Resolution, lo: int, hi: int) -> pa.Table:
+        if "stamps" not in self._spill.names:
+            return load_table("stamps").empty()
+        rows = self._spill.read("stamps", lo, hi)
+        store, _, _ = resolution.decide(pairs_of(rows))
+        return distinct_packets(rows.filter(pa.array(store)), "stamps")
+
+    def _photometry(self, lo: int, hi: int, fresh: np.ndarray | None) -> pa.Table:
+        rows = self._spill.read("photometry", lo, hi)
+        if fresh is not None:
+            # Points of objects without any packet that is new are all in the archive already.
+            rows = rows.filter(pa.array(np.isin(rows.column("hash64").to_numpy(), fresh)))
+        return stitch(rows)
+
+
+def distinct_packets(table: pa.Table, name: str) -> pa.Table:
+    """Sorted rows with each (candid, packet_digest) once; of equal packets the smallest source id is kept."""
+    if table.num_rows < 2:
+        return table
+    table = sort_rows(name, table)
+    pairs = pairs_of(table)
+    return table.filter(pa.array(np.concatenate([[True], pairs[1:] != pairs[:-1]])))
+
+
+def distinct_rows(table: pa.Table, column: str) -> pa.Table:
+    """Rows of a table sorted by (…, objectId, …, column) with each (objectId, column) once."""
+    seen: set[tuple[str, str]] = set()
+    mask = []
+    for key in zip(table.column("objectId").to_pylist(), table.column(column).to_pylist(), strict=True):
+        mask.append(key not in seen)
+        seen.add(key)
+    return table.filter(pa.array(mask, pa.bool_()))

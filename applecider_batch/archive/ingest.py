@@ -1,0 +1,129 @@
+"""Ingest: sources become sorted, immutable parts and a new snapshot.
+
+Sources are read once, in batches; their rows are sorted out of core (``spill.py``), the duplicate rule is applied
+(``resolve.py``), the parts are written range by range (``build.py``) and one create-only snapshot makes them
+visible. Nothing that is in place is changed, and a source that is in the snapshot already is not read again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from applecider_batch.archive.batches import TableBatch
+from applecider_batch.archive.ingest_packets import PACKET_COUNTS, PacketSource, PacketStage
+from applecider_batch.archive.ingest_tables import TABLE_COUNTS, ingest_table
+from applecider_batch.archive.parts import PART_BYTES
+from applecider_batch.archive.snapshot import create_archive, load_snapshot
+from applecider_batch.archive.stage import ProgressLike, Settings
+from applecider_batch.errors import InternalError
+
+MEMORY_BYTES = 256 << 20
+COMMIT_BYTES = 32 << 30
+
+
+def ingest(
+    sources: Sequence[str | PacketSource],
+    archive_url: str,
+    *,
+    spectra: Sequence[str | TableBatch] = (),
+    photometry: Sequence[str | TableBatch] = (),
+    storage_options: Mapping[str, Any] | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    commit_bytes: int = COMMIT_BYTES,
+    part_bytes: int = PART_BYTES,
+    progress: ProgressLike | None = None,
+) -> dict[str, Any]:
+    """Take sources into an archive, which is made if it is not there.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        Nightly tarballs, Avro files, folders of them, Fink-layout Parquet: anything ``open_source`` takes.
+    archive_url : str
+        Folder of the archive, any fsspec URL.
+    spectra, photometry : sequence of str
+        Files of spectra and light-curve tables, taken in after the packets.
+    storage_options : mapping, optional
+        For fsspec.
+    memory_bytes : int
+        Rows buffered before they are sorted and spilled to the folder for temporary files.
+    commit_bytes : int
+        After this many bytes of rows a snapshot is committed before the next source is read, which bounds the
+        temporary space and what a kill can cost.
+    part_bytes : int
+        Size at which a part is closed.
+    progress : optional
+        ``update(packets, source=…)`` is called as packets are read.
+
+    Returns
+    -------
+    dict
+        ``packets_in`` = ``stored`` + ``duplicates`` + ``quarantined``, the counts of photometry and spectra,
+        ``sources`` read, ``already`` (sources that were in the archive), ``snapshot``, ``logical_digest`` and
+        ``changed`` (whether a snapshot was written).
+
+    Raises
+    ------
+    ArchiveError
+        If the place is not an archive, or another process ingested the same sources meanwhile.
+    StorageError
+        If the storage refuses; the archive is as it was, up to the last snapshot committed.
+    """
+    store = create_archive(archive_url, storage_options)
+    settings = Settings(store, memory_bytes, part_bytes, progress)
+    present = set(load_snapshot(store).source_ids)
+    read: list[dict[str, Any]] = []
+    already: list[str] = []
+
+    def is_new(source: PacketSource | TableBatch) -> bool:
+        if source.source_id in present:
+            already.append(source.name)
+            return False
+        present.add(source.source_id)
+        return True
+
+    waiting = [_open_source(source, storage_options) for source in sources]
+    while waiting:
+        with PacketStage(settings) as stage:
+            while waiting and stage.spill.bytes < commit_bytes:
+                source = waiting.pop(0)
+                if is_new(source):
+                    stage.take(source)
+            read.extend(record.to_json() for record in stage.commit())
+    for kind, items in (("photometry", photometry), ("spectra", spectra)):
+        for item in items:
+            table = _open_table(kind, item, storage_options)
+            if is_new(table):
+                read.append(ingest_table(settings, table).to_json())
+    totals = Counter(dict.fromkeys((*PACKET_COUNTS, *TABLE_COUNTS), 0))
+    for record in read:
+        totals.update(record["counts"])
+    if totals["packets_in"] != totals["stored"] + totals["duplicates"] + totals["quarantined"]:
+        raise InternalError(f"The packets do not add up: {dict(totals)}.")
+    after = load_snapshot(store)
+    return {
+        **totals,
+        "sources": read,
+        "already": already,
+        "changed": bool(read),
+        "snapshot": after.id,
+        "logical_digest": after.logical_digest,
+    }
+
+
+def _open_source(source: str | PacketSource, storage_options: Mapping[str, Any] | None) -> PacketSource:
+    if not isinstance(source, str):
+        return source
+    from applecider_batch.archive.sources import open_source
+
+    return open_source(source, storage_options)
+
+
+def _open_table(kind: str, item: str | TableBatch, storage_options: Mapping[str, Any] | None) -> TableBatch:
+    if isinstance(item, TableBatch):
+        return item
+    from applecider_batch.archive.tables import open_table
+
+    return open_table(kind, item, storage_options)

@@ -1,0 +1,157 @@
+"""The objects of a snapshot: one row each with mean position, derived and cached beside the snapshot.
+
+The cache ``objects/<logical digest>.parquet`` is sorted by ``_healpix_29`` and made when it is first asked for;
+it can be removed at any time, and where the archive is read-only the table is made again each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from applecider_batch.archive.read import Archive
+from applecider_batch.archive.snapshot import Snapshot
+from applecider_batch.archive.spill import Spill
+from applecider_batch.errors import StorageError
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+
+NO_POSITION = -1
+_RANGE_BYTES = 128 << 20
+_GROUP_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class ObjectPositions:
+    """Some of the archive's objects with alerts: names and mean positions (deg, float64, shape (n,))."""
+
+    object_id: pa.Array
+    ra: np.ndarray
+    dec: np.ndarray
+
+
+def object_positions(store: Store, snapshot: Snapshot) -> Iterator[ObjectPositions]:
+    """All objects that have an alert, range by range."""
+    archive = Archive(store, snapshot)
+    for lo, hi in archive.ranges(_RANGE_BYTES, ("alerts",)):
+        alerts = archive.read_alerts(lo, hi, ["objectId", "ra", "dec"])
+        if alerts.num_rows:
+            frame = _mean_positions(alerts)
+            yield ObjectPositions(
+                frame["objectId"].to_arrow().cast(pa.string()),
+                frame["ra"].to_numpy(),
+                frame["dec"].to_numpy(),
+            )
+
+
+def _mean_positions(rows: pa.Table) -> pl.DataFrame:
+    """Mean of unit vectors per object, so that ra 0/360 and the poles are no exception."""
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    ra, dec = pl.col("ra").radians(), pl.col("dec").radians()
+    vectors = frame.select("objectId", x=dec.cos() * ra.cos(), y=dec.cos() * ra.sin(), z=dec.sin())
+    mean = vectors.group_by("objectId", maintain_order=True).agg(pl.col("x", "y", "z").drop_nulls().mean())
+    return mean.select(
+        "objectId",
+        ra=pl.arctan2("y", "x").degrees() % 360,
+        dec=pl.arctan2(pl.col("z"), (pl.col("x") ** 2 + pl.col("y") ** 2).sqrt()).degrees(),
+    )
+
+
+def _range_objects(archive: Archive, lo: int, hi: int) -> pa.Table:
+    """Schema ``objects`` for the objects of a hash range."""
+    alerts = archive.read_alerts(lo, hi, ["hash64", "objectId", "jd", "ra", "dec"])
+    points = archive.read_photometry(lo, hi)
+    spectra = archive.read_spectra(lo, hi).select(["objectId"])
+    frame = pl.concat(
+        [
+            pl.DataFrame(pl.from_arrow(table.select(["hash64", "objectId", "jd"]))).with_columns(alert=flag)
+            for table, flag in ((alerts, pl.lit(1)), (points, pl.lit(0)))
+        ]
+    )
+    sums = frame.group_by("hash64", "objectId").agg(
+        n_alerts=pl.col("alert").sum().cast(pl.Int32),
+        n_points=(1 - pl.col("alert")).sum().cast(pl.Int32),
+        jd_first=pl.col("jd").min(),
+        jd_last=pl.col("jd").max(),
+    )
+    n_spectra = (
+        pl.DataFrame(pl.from_arrow(spectra)).group_by("objectId").agg(n_spectra=pl.len().cast(pl.Int32))
+    )
+    by_points = _mean_positions(points.select(["objectId", "ra", "dec"])).rename(
+        {"ra": "ra_p", "dec": "dec_p"}
+    )
+    rows = (
+        sums.join(_mean_positions(alerts.select(["objectId", "ra", "dec"])), on="objectId", how="left")
+        .join(by_points, on="objectId", how="left")
+        .join(n_spectra, on="objectId", how="left")
+        .with_columns(
+            pl.coalesce("ra", "ra_p").alias("ra"),
+            pl.coalesce("dec", "dec_p").alias("dec"),
+            pl.col("n_spectra").fill_null(0),
+        )
+        .sort("hash64", "objectId")
+    )
+    table = rows.to_arrow()
+    cells = _healpix_29(rows["ra"].to_numpy(), rows["dec"].to_numpy())
+    return load_table("objects").conform(table.append_column("_healpix_29", pa.array(cells)))
+
+
+def _healpix_29(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """Nested HEALPix cells of order 29 of positions in deg; -1 where there is none."""
+    import astropy.units as u
+    from astropy.coordinates import Latitude, Longitude
+    from cdshealpix import nested
+
+    good = np.isfinite(ra) & np.isfinite(dec)
+    cells = np.full(len(ra), NO_POSITION, np.int64)
+    if good.any():
+        cells[good] = nested.lonlat_to_healpix(Longitude(ra[good] * u.deg), Latitude(dec[good] * u.deg), 29)
+    return cells
+
+
+def objects_table(archive: Archive) -> pa.Table:
+    """All objects with an alert or a point, schema ``objects``, sorted by ``_healpix_29``.
+
+    Objects without any position (from light-curve tables that give none) have ``_healpix_29`` -1.
+    """
+    path = _cache_path(archive.snapshot)
+    if not archive.store.exists(path):
+        try:
+            _write(archive, path)
+        except StorageError:
+            return pa.concat_tables([load_table("objects").empty(), *_sorted(archive)])
+    with archive.store.open_input(path) as source:
+        return load_table("objects").conform(pq.read_table(source))
+
+
+def _cache_path(snapshot: Snapshot) -> str:
+    return f"objects/{snapshot.logical_digest}.parquet"
+
+
+def _write(archive: Archive, path: str) -> None:
+    with archive.store.open_output(path) as sink:
+        with pq.ParquetWriter(sink, load_table("objects").arrow, compression="zstd") as writer:
+            for table in _sorted(archive):
+                writer.write_table(table, row_group_size=_GROUP_ROWS)
+
+
+def _sorted(archive: Archive) -> Iterator[pa.Table]:
+    """The objects by position, sorted out of core."""
+    with Spill(_RANGE_BYTES, key="_cell") as spill:
+        for lo, hi in archive.ranges(_RANGE_BYTES, ("alerts", "photometry")):
+            table = _range_objects(archive, lo, hi)
+            cell = (table.column("_healpix_29").to_numpy() - NO_POSITION).astype(np.uint64)
+            spill.add("objects", table.append_column("_cell", pa.array(cell)))
+        if not spill.names:
+            return
+        for lo, hi in spill.ranges(_RANGE_BYTES):
+            rows = spill.read("objects", lo, hi).drop_columns(["_cell"])
+            yield rows.sort_by(
+                [("_healpix_29", "ascending"), ("hash64", "ascending"), ("objectId", "ascending")]
+            )

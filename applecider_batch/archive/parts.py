@@ -1,0 +1,383 @@
+"""Parts: immutable, sorted Parquet files of one stretch of hash64, with a sidecar index.
+
+::
+
+    parts/<part_id>/{alerts,photometry,stamps,duplicates,spectra,quarantine}.parquet
+    parts/<part_id>/index.json       hash range of each row group; histogram of rows over hash buckets
+
+``part_id`` follows from what goes into the part, so a rerun writes the same bytes under the same names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from applecider_batch.archive.snapshot import ArchiveError, PartRecord, TableFile
+from applecider_batch.archive.spill import hash_slice
+from applecider_batch.digest import digest128
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store, json_bytes
+
+TABLES = ("alerts", "photometry", "stamps", "duplicates", "spectra", "quarantine")
+HISTOGRAM_BITS = 12
+PART_BYTES = 1 << 30
+SORT_KEYS = {
+    "alerts": ("hash64", "objectId", "jd", "candid", "packet_digest", "source_id"),
+    "stamps": ("hash64", "objectId", "jd", "candid", "packet_digest"),
+    "duplicates": ("hash64", "objectId", "jd", "candid", "packet_digest", "source_id"),
+    "spectra": ("hash64", "objectId", "jd", "spec_id", "source_id"),
+    "quarantine": ("source", "source_id", "member", "digest"),
+}
+_STAMPS = ("cutoutScience", "cutoutTemplate", "cutoutDifference")
+# Rows of a row group. Stamps: 64 triplets, measured faster to read than 256. A spectrum is as heavy as a stamp.
+_GROUP_ROWS = {"alerts": 8192, "photometry": 32768, "stamps": 64, "duplicates": 8192, "spectra": 512}
+_UNSORTED = ("quarantine",)
+
+
+def sort_rows(name: str, table: pa.Table) -> pa.Table:
+    """Rows of a table in the archive's order (null first); photometry is sorted by ``stitch``."""
+    keys = [(key, "ascending", "at_start") for key in SORT_KEYS[name] if key in table.column_names]
+    return table.take(pc.sort_indices(table, sort_keys=keys))
+
+
+def _parquet_options(name: str) -> dict[str, Any]:
+    if name == "stamps":
+        # Neighbouring float32 pixels share their upper bytes: splitting the bytes is what lets lz4 find that.
+        return {
+            "compression": "lz4",
+            "use_dictionary": False,
+            "write_statistics": False,
+            "column_encoding": {f"{stamp}.list.element": "BYTE_STREAM_SPLIT" for stamp in _STAMPS},
+        }
+    floats = ("float", "double")
+    text = [
+        c.name for c in load_table(name).columns if str(c.arrow_type) not in floats and "digest" not in c.name
+    ]
+    return {"compression": "zstd", "compression_level": 3, "use_dictionary": text, "write_statistics": False}
+
+
+class _HashingSink(io.RawIOBase):
+    """Counts and digests what is written on its way to the storage."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._sink = sink
+        self._digest = hashlib.blake2b(digest_size=16)
+        self.count = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sink.write(view)
+        self._digest.update(view)
+        self.count += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self.count
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _TableWriter:
+    """One Parquet file with row groups of an exact size; the last may have up to twice that."""
+
+    def __init__(self, name: str, sink: IO[bytes]) -> None:
+        self.name = name
+        self.rows = 0
+        self._group = _GROUP_ROWS.get(name, 8192)
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self._footers: list[pq.FileMetaData] = []
+        self.sink = _HashingSink(sink)
+        self._writer = pq.ParquetWriter(
+            self.sink, load_table(name).arrow, metadata_collector=self._footers, **_parquet_options(name)
+        )
+        self.lo: list[int] = []
+        self.hi: list[int] = []
+        self.group_rows: list[int] = []
+        self.histogram = np.zeros(1 << HISTOGRAM_BITS, np.int64)
+
+    def append(self, table: pa.Table) -> None:
+        self._pending.append(table)
+        self._pending_rows += table.num_rows
+        self.rows += table.num_rows
+        # One group stays back so that the last one is never smaller than a group.
+        if self._pending_rows >= 2 * self._group:
+            held = pa.concat_tables(self._pending)
+            count = self._pending_rows // self._group - 1
+            for number in range(count):
+                self._write_group(held.slice(number * self._group, self._group))
+            # A copy, or the slice would keep all of what was written in memory.
+            rest = held.slice(count * self._group)
+            self._pending = [rest.take(pa.array(np.arange(rest.num_rows)))]
+            self._pending_rows = rest.num_rows
+
+    def _write_group(self, table: pa.Table) -> None:
+        table = table.combine_chunks()
+        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self.group_rows.append(table.num_rows)
+        if self.name in _UNSORTED:
+            return
+        hashes = table.column("hash64").to_numpy()
+        self.lo.append(int(hashes[0]))
+        self.hi.append(int(hashes[-1]))
+        buckets = (hashes >> np.uint64(64 - HISTOGRAM_BITS)).astype(np.int64)
+        self.histogram += np.bincount(buckets, minlength=len(self.histogram))
+
+    def close(self) -> None:
+        if self._pending_rows:
+            self._write_group(pa.concat_tables(self._pending))
+        self._writer.close()
+
+    def index(self) -> dict[str, Any]:
+        footer = self._footers[0]
+        return {
+            "rows": self.group_rows,
+            "bytes": [footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)],
+            "lo": [f"{value:016x}" for value in self.lo],
+            "hi": [f"{value:016x}" for value in self.hi],
+        }
+
+    def record(self) -> TableFile:
+        lo, hi = (self.lo[0], self.hi[-1]) if self.lo else (None, None)
+        return TableFile(f"{self.name}.parquet", self.rows, self.sink.count, self.sink.hexdigest(), lo, hi)
+
+
+class PartWriter:
+    """Writes one part; tables are appended in ascending hash ranges. Nothing appears if the block fails."""
+
+    def __init__(self, store: Store, part_id: str, run: str) -> None:
+        self._store = store
+        self.part_id = part_id
+        self._run = run
+        self._stack = contextlib.ExitStack()
+        self._writers: dict[str, _TableWriter] = {}
+        self._candids: list[tuple[int, int]] = []
+        self._nights: set[str] = set()
+
+    def __enter__(self) -> PartWriter:
+        self._stack.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest file so far."""
+        return max((writer.sink.count for writer in self._writers.values()), default=0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was appended yet."""
+        return not self._writers
+
+    def rows(self, name: str) -> int:
+        """Rows appended to a table."""
+        return self._writers[name].rows if name in self._writers else 0
+
+    def append(self, name: str, table: pa.Table) -> None:
+        """Append sorted rows of the table's schema."""
+        if not table.num_rows:
+            return
+        if name not in self._writers:
+            sink = self._stack.enter_context(self._store.open_output(f"parts/{self.part_id}/{name}.parquet"))
+            self._writers[name] = _TableWriter(name, sink)
+        self._writers[name].append(table)
+        if name in ("alerts", "duplicates"):
+            candids = table.column("candid").to_numpy()
+            self._candids.append((int(candids.min()), int(candids.max())))
+        if name == "alerts":
+            self._nights.update(nights_of(table.column("jd").to_numpy()))
+
+    def finish(self) -> PartRecord:
+        """Close the files, write the index and say what was written."""
+        for writer in self._writers.values():
+            writer.close()
+        self._stack.close()
+        buckets = {name: w.histogram for name, w in self._writers.items() if name not in _UNSORTED}
+        used = np.flatnonzero(np.sum([*buckets.values(), np.zeros(1 << HISTOGRAM_BITS, np.int64)], axis=0))
+        index = {
+            "part_id": self.part_id,
+            "tables": {name: writer.index() for name, writer in self._writers.items()},
+            "histogram": {
+                "bits": HISTOGRAM_BITS,
+                "bucket": used.tolist(),
+                **{name: counts[used].tolist() for name, counts in buckets.items()},
+            },
+        }
+        data = json_bytes(index)
+        record = PartRecord(
+            part_id=self.part_id,
+            run=self._run,
+            tables={name: self._writers[name].record() for name in sorted(self._writers)},
+            index_digest=digest128(data),
+            candid_lo=min((lo for lo, _ in self._candids), default=None),
+            candid_hi=max((hi for _, hi in self._candids), default=None),
+            nights=tuple(sorted(self._nights)),
+        )
+        self._store.write_atomic(record.index_path, data)
+        return record
+
+
+def nights_of(jd: np.ndarray) -> list[str]:
+    """Distinct UTC dates (YYYYMMDD) of Julian dates (d); absurd dates have none."""
+    sane = jd[np.isfinite(jd) & (jd > 2_400_000.5) & (jd < 2_500_000.5)]
+    days = np.unique(np.floor(sane - 2_440_587.5).astype(np.int64))
+    return [str(day).replace("-", "") for day in days.astype("datetime64[D]")]
+
+
+@dataclass(frozen=True)
+class TableIndex:
+    """Row groups of a part's table: rows, uncompressed bytes, first and last hash64 (uint64)."""
+
+    rows: np.ndarray
+    bytes: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+
+    def groups(self, lo: int, hi: int) -> list[int]:
+        """Row groups that can hold hash64 in [lo, hi)."""
+        if hi <= lo:
+            return []
+        return np.flatnonzero((self.lo <= np.uint64(hi - 1)) & (self.hi >= np.uint64(lo))).tolist()
+
+
+class PartReader:
+    """Reads the tables of one part by hash range; only the needed row groups and columns are fetched."""
+
+    def __init__(self, store: Store, record: PartRecord) -> None:
+        self.store = store
+        self.record = record
+        self._footers: dict[str, pq.FileMetaData] = {}
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        try:
+            data = self.store.read_bytes(self.record.index_path)
+        except FileNotFoundError:
+            raise _missing(self.store, self.record.index_path) from None
+        if digest128(data) != self.record.index_digest:
+            raise ArchiveError(
+                f"'{self.store.url}/{self.record.index_path}' is not the file that the snapshot names.",
+                hint=f"Check with: applecider-batch archive verify {self.store.url}",
+            )
+        value: dict[str, Any] = json.loads(data)
+        return value
+
+    @cached_property
+    def histogram(self) -> dict[str, np.ndarray]:
+        """Rows of each table per hash bucket: ``bucket`` (of 2**12) and one int64 array per table."""
+        return {name: np.array(v, np.int64) for name, v in self._index["histogram"].items() if name != "bits"}
+
+    @cached_property
+    def _tables(self) -> dict[str, TableIndex]:
+        out = {}
+        for name, value in self._index["tables"].items():
+            lo, hi = (np.array([int(h, 16) for h in value[side]], np.uint64) for side in ("lo", "hi"))
+            out[name] = TableIndex(
+                np.array(value["rows"], np.int64), np.array(value["bytes"], np.int64), lo, hi
+            )
+        return out
+
+    def index(self, name: str) -> TableIndex | None:
+        """The row-group index of a table, None when the part has no such table."""
+        return self._tables.get(name)
+
+    def overlaps(self, name: str, lo: int, hi: int) -> bool:
+        """Whether the part can have rows of the table in [lo, hi)."""
+        return name in self.record.tables and self.record.tables[name].overlaps(lo, hi)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[pq.ParquetFile]:
+        """The Parquet file of a table."""
+        path = self.record.path(name)
+        try:
+            # Not memory-mapped: mapped pages would count as this process's memory.
+            source = pa.OSFile(self.store.path(path)) if self.store.is_local else self.store.open_input(path)
+        except FileNotFoundError:
+            raise _missing(self.store, path) from None
+        with source:
+            try:
+                file = pq.ParquetFile(
+                    source, metadata=self._footers.get(name), pre_buffer=not self.store.is_local
+                )
+            except pa.ArrowInvalid as error:
+                raise ArchiveError(
+                    f"'{self.store.url}/{path}' cannot be read: {error}.",
+                    hint=f"Check with: applecider-batch archive verify {self.store.url}",
+                ) from error
+            self._footers[name] = file.metadata
+            yield file
+
+    def read(self, name: str, lo: int, hi: int, columns: Iterable[str] | None = None) -> pa.Table:
+        """Rows of a table with hash64 in [lo, hi), in the archive's order.
+
+        Parameters
+        ----------
+        name : str
+            A table that is sorted by hash.
+        lo, hi : int
+            Hash range, half open; ``hi`` may be 2**64.
+        columns : iterable of str, optional
+            Columns wanted; all by default.
+        """
+        schema = load_table(name).arrow
+        wanted = list(columns) if columns is not None else schema.names
+        if not self.overlaps(name, lo, hi):
+            return _select(schema, wanted).empty_table()
+        groups = self._tables[name].groups(lo, hi)
+        if not groups:
+            return _select(schema, wanted).empty_table()
+        needed = wanted if "hash64" in wanted else ["hash64", *wanted]
+        with self.open(name) as file:
+            table = file.read_row_groups(groups, columns=needed, use_threads=False)
+        start, stop = hash_slice(table.column("hash64").to_numpy(), lo, hi)
+        return _select_table(table.slice(start, stop - start), wanted, _select(schema, wanted))
+
+    def read_groups(
+        self,
+        name: str,
+        groups: list[int],
+        columns: Iterable[str] | None = None,
+        schema: pa.Schema | None = None,
+    ) -> pa.Table:
+        """Whole row groups of a table, in the table's own schema or that of one with equal columns."""
+        schema = schema or load_table(name).arrow
+        wanted = list(columns) if columns is not None else schema.names
+        with self.open(name) as file:
+            table = file.read_row_groups(groups, columns=wanted, use_threads=False)
+        return _select_table(table, wanted, _select(schema, wanted))
+
+
+def _select(schema: pa.Schema, names: list[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in names])
+
+
+def _select_table(table: pa.Table, names: list[str], schema: pa.Schema) -> pa.Table:
+    return pa.table([table.column(name) for name in names], schema=schema)
+
+
+def _missing(store: Store, path: str) -> ArchiveError:
+    return ArchiveError(
+        f"The file '{store.url}/{path}' that the snapshot names is missing.",
+        hint="Was it removed by 'archive gc' while a plan still pinned this snapshot? Plan again on the latest.",
+    )

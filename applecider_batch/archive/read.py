@@ -1,0 +1,253 @@
+"""Reading an archive by hash range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from applecider_batch.archive.build import distinct_rows
+from applecider_batch.archive.parts import HISTOGRAM_BITS, PartReader, sort_rows
+from applecider_batch.archive.resolve import pairs_of
+from applecider_batch.archive.snapshot import Snapshot, load_snapshot, open_archive
+from applecider_batch.archive.spill import cut_ranges
+from applecider_batch.archive.stitch import stitch
+from applecider_batch.digest import hash64_one
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+
+_COUNTED = ("alerts", "photometry", "stamps", "spectra")
+
+
+@dataclass(frozen=True)
+class ShardData:
+    """All of the objects of a hash range.
+
+    Attributes
+    ----------
+    objects : list of str
+        objectIds that have an alert or a photometry point, sorted by (hash64, objectId).
+    alerts : Table
+        Schema ``alerts``, one row per candid, the winning packets.
+    photometry : Table
+        Schema ``photometry``, stitched over all packets; every forced revision, with ``known_jd``.
+    spectra : Table
+        Schema ``spectra``; of names that are no object, too.
+    stamps : Table or None
+        Schema ``stamps``, where asked for.
+    """
+
+    objects: list[str]
+    alerts: pa.Table
+    photometry: pa.Table
+    spectra: pa.Table
+    stamps: pa.Table | None = None
+
+
+class Archive:
+    """A snapshot of an archive, open for reading; it keeps no file open and can be pickled.
+
+    Examples
+    --------
+    >>> archive = Archive.open("s3://bucket/archive")         # doctest: +SKIP
+    >>> shard = archive.read_shard(0, 1 << 54)                # doctest: +SKIP
+    """
+
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+        self.store = store
+        self.snapshot = snapshot
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Archive, (self.store, self.snapshot))
+
+    @classmethod
+    def open(
+        cls, url: str, storage_options: Mapping[str, Any] | None = None, snapshot: int | None = None
+    ) -> Archive:
+        """Open an archive at its latest snapshot or at a given one.
+
+        Raises
+        ------
+        ArchiveError
+            If it is not an archive or has no such snapshot.
+        """
+        store = open_archive(url, storage_options)
+        return cls(store, load_snapshot(store, snapshot))
+
+    @cached_property
+    def parts(self) -> list[PartReader]:
+        """The parts of the snapshot."""
+        return [PartReader(self.store, record) for record in self.snapshot.parts]
+
+    def read_shard(self, lo: int, hi: int, *, stamps: bool = False) -> ShardData:
+        """Everything of the objects with hash64 in [lo, hi).
+
+        Parameters
+        ----------
+        lo, hi : int
+            Hash range, half open; ``hi`` may be 2**64.
+        stamps : bool
+            Whether to read the stamps, too (about 48 kB an alert).
+        """
+        lost = self.duplicates(lo, hi)
+        alerts = self.read_alerts(lo, hi, lost=lost)
+        photometry = self.read_photometry(lo, hi)
+        return ShardData(
+            objects=_objects(alerts, photometry),
+            alerts=alerts,
+            photometry=photometry,
+            spectra=self.read_spectra(lo, hi),
+            stamps=self._winners("stamps", lo, hi, None, lost) if stamps else None,
+        )
+
+    def duplicates(self, lo: int, hi: int) -> np.ndarray:
+        """(candid, digest) of the packets that lost to another, in a hash range (structured array)."""
+        pieces = self._pieces("duplicates", lo, hi, ["candid", "packet_digest"])
+        empty = load_table("duplicates").empty().select(["candid", "packet_digest"])
+        return pairs_of(pa.concat_tables([empty, *pieces]))
+
+    def read_alerts(
+        self, lo: int, hi: int, columns: Iterable[str] | None = None, *, lost: np.ndarray | None = None
+    ) -> pa.Table:
+        """The alerts of a hash range, one row per candid, in the archive's order."""
+        return self._winners("alerts", lo, hi, columns, self.duplicates(lo, hi) if lost is None else lost)
+
+    def read_photometry(self, lo: int, hi: int) -> pa.Table:
+        """The stitched photometry of a hash range."""
+        pieces = self._pieces("photometry", lo, hi)
+        if len(pieces) == 1:
+            return pieces[0]
+        return stitch(pa.concat_tables([load_table("photometry").empty(), *pieces]))
+
+    def read_spectra(self, lo: int, hi: int) -> pa.Table:
+        """The spectra of a hash range, each once per object."""
+        pieces = self._pieces("spectra", lo, hi)
+        table = sort_rows("spectra", pa.concat_tables([load_table("spectra").empty(), *pieces]))
+        return distinct_rows(table, "spec_id")
+
+    def read_stamps(self, lo: int, hi: int, candids: Iterable[int]) -> pa.Table:
+        """The stamps of given alerts of a hash range.
+
+        Only the row groups that hold one of the candids are read.
+
+        Returns
+        -------
+        Table
+            Schema ``stamps``, in the archive's order; alerts without stamps have no row.
+        """
+        wanted = np.unique(np.fromiter(candids, np.int64))
+        pieces = []
+        for part in self.parts:
+            if part.overlaps("stamps", lo, hi):
+                pieces.extend(_stamps_of(part, lo, hi, wanted))
+        return self._resolve("stamps", pieces, self.duplicates(lo, hi))
+
+    def read_object(self, object_id: str) -> ShardData:
+        """Everything of one object, stamps included."""
+        position = hash64_one(object_id)
+        shard = self.read_shard(position, position + 1, stamps=True)
+        assert shard.stamps is not None
+        mine = [t.filter(pc.equal(t.column("objectId"), object_id)) for t in (shard.alerts, shard.photometry)]
+        rest = [t.filter(pc.equal(t.column("objectId"), object_id)) for t in (shard.spectra, shard.stamps)]
+        return ShardData([name for name in shard.objects if name == object_id], *mine, *rest)
+
+    def quarantine(self) -> pa.Table:
+        """All rows that were set aside, with the reason."""
+        schema = load_table("quarantine")
+        tables = []
+        for part in self.parts:
+            index = part.index("quarantine")
+            if index is not None:
+                tables.append(part.read_groups("quarantine", list(range(len(index.rows)))))
+        return sort_rows("quarantine", pa.concat_tables([schema.empty(), *tables]))
+
+    def object_counts(self) -> pa.Table:
+        """Rows per hash bucket, from the sidecar indices alone, for planning.
+
+        Returns
+        -------
+        Table
+            ``hash_lo`` (uint64, first hash of the bucket; buckets are 2**52 wide), ``alerts``, ``photometry``,
+            ``stamps``, ``spectra`` (int64 rows; what several parts hold is counted several times) and ``bytes``
+            (int64, compressed). Buckets without rows are left out.
+        """
+        totals = {name: np.zeros(1 << HISTOGRAM_BITS, np.int64) for name in _COUNTED}
+        size = np.zeros(1 << HISTOGRAM_BITS, np.float64)
+        for part in self.parts:
+            histogram = part.histogram
+            for name in _COUNTED:
+                if name in histogram:
+                    totals[name][histogram["bucket"]] += histogram[name]
+                    table = part.record.tables[name]
+                    size[histogram["bucket"]] += histogram[name] * (table.bytes / table.rows)
+        used = np.flatnonzero(np.sum(list(totals.values()), axis=0))
+        starts = used.astype(np.uint64) << np.uint64(64 - HISTOGRAM_BITS)
+        columns = {name: pa.array(counts[used]) for name, counts in totals.items()}
+        return pa.table(
+            {"hash_lo": pa.array(starts), **columns, "bytes": pa.array(size[used].astype(np.int64))}
+        )
+
+    def ranges(self, target_bytes: int, tables: Iterable[str] = _COUNTED) -> list[tuple[int, int]]:
+        """Cut all hashes into ranges whose row groups hold about ``target_bytes`` uncompressed in these tables."""
+        weights: list[tuple[int, int]] = []
+        for part in self.parts:
+            for name in tables:
+                index = part.index(name)
+                if index is not None:
+                    weights.extend(zip(index.lo.tolist(), index.bytes.tolist(), strict=True))
+        return cut_ranges(sorted(weights), target_bytes)
+
+    def _pieces(self, name: str, lo: int, hi: int, columns: Iterable[str] | None = None) -> list[pa.Table]:
+        wanted = list(columns) if columns is not None else None
+        tables = (part.read(name, lo, hi, wanted) for part in self.parts if part.overlaps(name, lo, hi))
+        return [table for table in tables if table.num_rows]
+
+    def _winners(
+        self, name: str, lo: int, hi: int, columns: Iterable[str] | None, lost: np.ndarray
+    ) -> pa.Table:
+        schema = load_table(name).arrow
+        wanted = list(columns) if columns is not None else schema.names
+        keys = ["hash64", "objectId", "jd", "candid", "packet_digest"]
+        needed = [column for column in schema.names if column in wanted or column in keys]
+        return self._resolve(name, self._pieces(name, lo, hi, needed), lost, needed).select(wanted)
+
+    def _resolve(
+        self, name: str, pieces: list[pa.Table], lost: np.ndarray, columns: list[str] | None = None
+    ) -> pa.Table:
+        """Leave out superseded packets and bring the pieces of several parts into order."""
+        empty = load_table(name).empty()
+        table = pa.concat_tables([empty.select(columns) if columns is not None else empty, *pieces])
+        if len(lost):
+            table = table.filter(pa.array(~np.isin(pairs_of(table), lost)))
+        return sort_rows(name, table) if len(pieces) > 1 else table
+
+
+def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[pa.Table]:
+    """Rows of the wanted candids: first the keys, then the row groups that have one of them."""
+    index = part.index("stamps")
+    assert index is not None
+    groups = index.groups(lo, hi)
+    if not groups:
+        return []
+    keys = part.read_groups("stamps", groups, ["hash64", "candid"])
+    hashes = keys.column("hash64").to_numpy()
+    mask = np.isin(keys.column("candid").to_numpy(), candids)
+    mask &= (hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1))
+    group_of_row = np.repeat(np.arange(len(groups)), index.rows[groups])
+    needed = np.unique(group_of_row[mask])
+    if not len(needed):
+        return []
+    rows = part.read_groups("stamps", [groups[number] for number in needed])
+    return [rows.filter(pa.array(mask[np.isin(group_of_row, needed)]))]
+
+
+def _objects(alerts: pa.Table, photometry: pa.Table) -> list[str]:
+    names = pc.unique(
+        pa.chunked_array([*alerts.column("objectId").chunks, *photometry.column("objectId").chunks])
+    )
+    return sorted(names.to_pylist(), key=lambda name: (hash64_one(name), name))

@@ -1,0 +1,158 @@
+"""What the ingest of packets and of tables share: a spill on its way into one snapshot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from applecider_batch.archive.build import IngestAssembler, Written, write_parts
+from applecider_batch.archive.resolve import Resolution
+from applecider_batch.archive.snapshot import (
+    ArchiveError,
+    PartRecord,
+    Snapshot,
+    SnapshotMoved,
+    SourceRecord,
+    commit_snapshot,
+    load_snapshot,
+)
+from applecider_batch.archive.spill import Spill
+from applecider_batch.digest import MultisetDigest, hash64, json_digest
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+
+_ATTEMPTS = 10
+_RANGES_IN_MEMORY = 4
+
+
+class ProgressLike(Protocol):
+    """What ingest asks of a progress display (``logs.Progress``)."""
+
+    def update(self, done: int = 1, **notes: Any) -> None:
+        """Count units and show notes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an ingest works: where to, with how much memory, in what sizes."""
+
+    store: Store
+    memory_bytes: int
+    part_bytes: int
+    progress: ProgressLike | None
+
+
+def spill_rows(spill: Spill, name: str, table: pa.Table) -> None:
+    """Spill rows, brought into their schema and given their hash (that of their digest for quarantine)."""
+    if not table.num_rows:
+        return
+    if name == "quarantine":
+        rows = load_table(name).conform(table)
+        spill.add(name, rows.append_column("hash64", pa.array(hash64(rows.column("digest")))))
+    else:
+        spill.add(name, conform_with_hash(name, table))
+
+
+def conform_with_hash(name: str, table: pa.Table) -> pa.Table:
+    """A table in its schema; ``hash64`` is filled in where it is absent."""
+    if "hash64" not in table.column_names:
+        table = table.append_column("hash64", pa.array(hash64(table.column("objectId"))))
+    return load_table(name).conform(table)
+
+
+class PartBuilder:
+    """Writes the parts of a spill, and only again when what they follow from has changed."""
+
+    def __init__(self, settings: Settings, spill: Spill, sources: list[str]) -> None:
+        self._settings = settings
+        self._spill = spill
+        self._sources = sorted(sources)
+        self._run = ""
+        self.parts: tuple[PartRecord, ...] = ()
+        self.written = Written()
+
+    def build(self, resolution: Resolution | None, salt: str) -> None:
+        """Make ``parts`` and ``written`` those of this resolution; ``salt`` identifies it."""
+        ranges = self._spill.ranges(max(self._settings.memory_bytes // _RANGES_IN_MEMORY, 1 << 20))
+        cuts = [f"{lo:x}" for lo, _ in ranges]
+        run = json_digest(["ingest", 1, self._sources, salt, cuts, self._settings.part_bytes])
+        if run == self._run:
+            return
+        assembler = IngestAssembler(self._spill, resolution)
+        tables = (assembler.range(lo, hi) for lo, hi in ranges)
+        self.parts = write_parts(self._settings.store, run, tables, self._settings.part_bytes)
+        self.written = assembler.written
+        self._run = run
+
+
+def commit(store: Store, names: dict[str, str], make: Callable[[Snapshot], Snapshot]) -> Snapshot:
+    """Commit what ``make`` makes of the latest snapshot; again on a new one if another process was faster.
+
+    Parameters
+    ----------
+    names : dict
+        Names of the sources that are being ingested, by content digest.
+    make : callable
+        Writes the parts and gives the successor of the snapshot it is given.
+
+    Raises
+    ------
+    ArchiveError
+        If another process has ingested one of the sources meanwhile.
+    SnapshotMoved
+        If others keep being faster.
+    """
+    for _ in range(_ATTEMPTS):
+        parent = load_snapshot(store)
+        twice = sorted(names[source] for source in parent.source_ids & names.keys())
+        if twice:
+            raise ArchiveError(
+                f"Another process ingested {', '.join(twice[:3])} into '{store.url}' meanwhile.",
+                hint="Nothing is lost; run the same command again for the other sources.",
+            )
+        new = make(parent)
+        for part in new.parts[len(parent.parts) :]:
+            if not store.exists(part.index_path):
+                raise SnapshotMoved(
+                    f"The part '{part.part_id}' vanished before it was committed; was 'archive gc' running?",
+                    hint="Nothing is lost; run the same command again.",
+                )
+        try:
+            return commit_snapshot(store, parent, new)
+        except SnapshotMoved:
+            continue
+    raise SnapshotMoved(
+        f"Other processes kept changing the archive '{store.url}'.", hint="Run the same command again."
+    )
+
+
+def successor(
+    parent: Snapshot,
+    parts: tuple[PartRecord, ...],
+    records: list[SourceRecord],
+    *,
+    packets_digest: MultisetDigest | None = None,
+    jd_max_alerts: float | None = None,
+    jd_max_tables: float | None = None,
+) -> Snapshot:
+    """The snapshot after an ingest: the parent's parts, sources and counts and the new ones."""
+    counts = Counter(parent.counts)
+    for record in records:
+        counts.update(record.counts)
+    return Snapshot(
+        kind="ingest",
+        parts=(*parent.parts, *parts),
+        sources=(*parent.sources, *records),
+        counts=dict(sorted(counts.items())),
+        packets_digest=packets_digest or parent.packets_digest,
+        jd_max_alerts=_later(parent.jd_max_alerts, jd_max_alerts),
+        jd_max_tables=_later(parent.jd_max_tables, jd_max_tables),
+    )
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    return max((jd for jd in (one, other) if jd is not None), default=None)
