@@ -143,7 +143,9 @@ class InformerAttention(nn.Module):
         else:
             a = prob_sparse(q, k, v, index_sample)
         if not self.upstream_form:
-            a = a.transpose(1, 2)  # upstream leaves (B, H, L, D/H) as it lies, which mixes heads with positions
+            a = a.transpose(
+                1, 2
+            )  # upstream leaves (B, H, L, D/H) as it lies, which mixes heads with positions
         out: Tensor = self.out_projection(a.reshape(b, length, d))
         return out
 

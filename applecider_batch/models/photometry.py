@@ -75,7 +75,9 @@ class SelfAttention(nn.Module):
         """Attend ``h`` (B, T, D) to its real positions ``real`` (B, T) bool."""
         b, t, d = h.shape
         qkv = F.linear(h, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(b, t, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        q, k, v = qkv.view(b, t, 3, self.n_heads, d // self.n_heads).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, H, T, D/H)
         a = F.scaled_dot_product_attention(
             q, k, v, attn_mask=real[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
         )
@@ -153,7 +155,9 @@ class EventEncoder(nn.Module):
                 f"events must be (B, L, {N_CHANNELS}) with a bool mask (B, L); "
                 f"got {tuple(x.shape)} and {tuple(mask.shape)} {mask.dtype}"
             )
-        x = torch.where(mask.unsqueeze(-1), x, 0.0)  # a NaN in the padding would pass a masked softmax as 0 * NaN
+        x = torch.where(
+            mask.unsqueeze(-1), x, 0.0
+        )  # a NaN in the padding would pass a masked softmax as 0 * NaN
         h = self.in_proj(x) + self.time2vec(x[..., 0])  # (B, L, D)
         h = torch.cat([self.cls_tok.expand(len(h), -1, -1), h], dim=1)  # (B, 1 + L, D)
         # The one place where the mask meets attention: True = real is also what takes part there; [CLS] always does.

@@ -81,7 +81,12 @@ def tri_pool(x: Tensor) -> Tensor:
 
 def check_spectra(x: Tensor, at_least: int, at_most: int | None = None) -> None:
     """Refuse anything but (B, 1, N) with N in range, by a ValueError."""
-    if x.ndim != 3 or x.shape[1] != 1 or x.shape[2] < at_least or (at_most is not None and x.shape[2] > at_most):
+    if (
+        x.ndim != 3
+        or x.shape[1] != 1
+        or x.shape[2] < at_least
+        or (at_most is not None and x.shape[2] > at_most)
+    ):
         allowed = f"{at_least}..{at_most}" if at_most is not None else f"at least {at_least}"
         raise ValueError(f"spectra must be (B, 1, N) with N {allowed}; got {tuple(x.shape)}")
 
@@ -114,9 +119,7 @@ class MaxPoolSpectraNet(nn.Module):
         self.config = cfg
         channels = (1, *cfg.widths)
         stages = [
-            nn.Sequential(
-                MaxPoolBlock(channels[i], channels[i + 1], kernels, last=i == len(cfg.kernels) - 1)
-            )
+            nn.Sequential(MaxPoolBlock(channels[i], channels[i + 1], kernels, last=i == len(cfg.kernels) - 1))
             for i, kernels in enumerate(cfg.kernels)
         ]
         if cfg.form == "main":
@@ -192,9 +195,7 @@ class TriPoolSpectraNet(nn.Module):
         in_channels = 1
         for i, (width, kernels) in enumerate(zip(cfg.widths, cfg.kernels, strict=True), start=1):
             last = i == n_stages
-            self.add_module(
-                f"stage{i}", nn.Sequential(TriPoolBlock(in_channels, width, kernels, last=last))
-            )
+            self.add_module(f"stage{i}", nn.Sequential(TriPoolBlock(in_channels, width, kernels, last=last)))
             in_channels = width * len(kernels) * (1 if last else 3)
         self.positions = cfg.n_points // POOL ** (n_stages - 1)
         first, second = cfg.hidden
@@ -330,12 +331,21 @@ class PaperSpectraNet(nn.Module):
         return self.forward_with_latent(x)[0]
 
 
-SpectraNet = PaperSpectraNet | MaxPoolSpectraNet | TriPoolSpectraNet
+def build_paper(**cfg: object) -> PaperSpectraNet:
+    """Build the paper's form; keywords are the fields of `SpectraNetConfig`."""
+    return PaperSpectraNet(SpectraNetConfig(form="paper", **cfg))  # type: ignore[arg-type]
 
 
-def build(**cfg: object) -> SpectraNet:
-    """Build the form that ``form`` names; keywords are the fields of `SpectraNetConfig`."""
-    config = SpectraNetConfig(**cfg)  # type: ignore[arg-type]
-    if config.form == "paper":
-        return PaperSpectraNet(config)
-    return TriPoolSpectraNet(config) if config.form == "tripool" else MaxPoolSpectraNet(config)
+def build(**cfg: object) -> MaxPoolSpectraNet:
+    """Build the form of upstream's main; keywords are the fields of `SpectraNetConfig`."""
+    return MaxPoolSpectraNet(SpectraNetConfig(form="main", **cfg))  # type: ignore[arg-type]
+
+
+def build_archive(**cfg: object) -> MaxPoolSpectraNet:
+    """Build the same under the names of upstream's archive; keywords are the fields of `SpectraNetConfig`."""
+    return MaxPoolSpectraNet(SpectraNetConfig(form="archive", **cfg))  # type: ignore[arg-type]
+
+
+def build_tripool(**cfg: object) -> TriPoolSpectraNet:
+    """Build the archived notebook's form; keywords are the fields of `SpectraNetConfig`."""
+    return TriPoolSpectraNet(SpectraNetConfig(form="tripool", **cfg))  # type: ignore[arg-type]
