@@ -11,10 +11,13 @@ from typing import Any
 
 # name:type, type one of d(ouble) f(loat) i(nt) l(ong) s(tring); "?" = nullable with default null,
 # "!" = nullable without default, "0" = the odd int-or-null field of 3.3 with default 0.
-_POINT = "jd:d fid:i pid:l diffmaglim:f? pdiffimfilename:s? programpi:s? programid:i"  # shared head of candidate and prv_candidate
+# shared head of candidate and prv_candidate
+_POINT = "jd:d fid:i pid:l diffmaglim:f? pdiffimfilename:s? programpi:s? programid:i"
 _SHAPE = (
-    "chipsf:f? magap:f? sigmagap:f? distnr:f? magnr:f? sigmagnr:f? chinr:f? sharpnr:f? sky:f? magdiff:f? fwhm:f? "
-    "classtar:f? mindtoedge:f? magfromlim:f? seeratio:f? aimage:f? bimage:f? aimagerat:f? bimagerat:f? elong:f? "
+    "chipsf:f? magap:f? sigmagap:f? distnr:f? magnr:f? sigmagnr:f? chinr:f? sharpnr:f? sky:f? magdiff:f? "
+    "fwhm:f? "
+    "classtar:f? mindtoedge:f? magfromlim:f? seeratio:f? aimage:f? bimage:f? aimagerat:f? bimagerat:f? "
+    "elong:f? "
     "nneg:i? nbad:i? rb:f? ssdistnr:f? ssmagnr:f? ssnamenr:s? sumrat:f? magapbig:f? sigmagapbig:f?"
 )
 _PLACE = "tblid:l? nid:i? rcid:i? field:i? xpos:f? ypos:f?"
@@ -25,21 +28,28 @@ def _ps1(k: int) -> str:
 
 
 CANDIDATE = (
-    f"{_POINT} candid:l isdiffpos:s {_PLACE} ra:d dec:d magpsf:f sigmapsf:f {_SHAPE} ranr:d decnr:d {_ps1(1)} "
+    f"{_POINT} candid:l isdiffpos:s {_PLACE} ra:d dec:d magpsf:f sigmapsf:f {_SHAPE} ranr:d decnr:d "
+    f"{_ps1(1)} "
     "ndethist:i ncovhist:i jdstarthist:d? jdendhist:d? scorr:d? tooflag:i0 objectidps1:l? objectidps2:l? "
     f"{_ps1(2)} objectidps3:l? {_ps1(3)} nmtchps:i rfid:l jdstartref:d jdendref:d nframesref:i rbversion:s "
-    "dsnrms:f? ssnrms:f? dsdiff:f? magzpsci:f? magzpsciunc:f? magzpscirms:f? nmatches:i clrcoeff:f? clrcounc:f? "
-    "zpclrcov:f? zpmed:f? clrmed:f? clrrms:f? neargaia:f? neargaiabright:f? maggaia:f? maggaiabright:f? exptime:f? "
+    "dsnrms:f? ssnrms:f? dsdiff:f? magzpsci:f? magzpsciunc:f? magzpscirms:f? nmatches:i clrcoeff:f? "
+    "clrcounc:f? "
+    "zpclrcov:f? zpmed:f? clrmed:f? clrrms:f? neargaia:f? neargaiabright:f? maggaia:f? maggaiabright:f? "
+    "exptime:f? "
     "drb:f? drbversion:s"
 )
 PRV_CANDIDATE = (
-    f"{_POINT} candid:l! isdiffpos:s! {_PLACE} ra:d! dec:d! magpsf:f! sigmapsf:f! {_SHAPE} ranr:d! decnr:d! scorr:d? "
+    f"{_POINT} candid:l! isdiffpos:s! {_PLACE} ra:d! dec:d! magpsf:f! sigmapsf:f! {_SHAPE} ranr:d! "
+    "decnr:d! scorr:d? "
     "magzpsci:f? magzpsciunc:f? magzpscirms:f? clrcoeff:f? clrcounc:f? rbversion:s"
 )
 FP_HIST = (
-    "field:i? rcid:i? fid:i pid:l rfid:l sciinpseeing:f? scibckgnd:f? scisigpix:f? magzpsci:f? magzpsciunc:f? "
-    "magzpscirms:f? clrcoeff:f? clrcounc:f? exptime:f? adpctdif1:f? adpctdif2:f? diffmaglim:f? programid:i jd:d "
-    "forcediffimflux:f? forcediffimfluxunc:f? procstatus:s? distnr:f? ranr:d decnr:d magnr:f? sigmagnr:f? chinr:f? "
+    "field:i? rcid:i? fid:i pid:l rfid:l sciinpseeing:f? scibckgnd:f? scisigpix:f? magzpsci:f? "
+    "magzpsciunc:f? "
+    "magzpscirms:f? clrcoeff:f? clrcounc:f? exptime:f? adpctdif1:f? adpctdif2:f? diffmaglim:f? "
+    "programid:i jd:d "
+    "forcediffimflux:f? forcediffimfluxunc:f? procstatus:s? distnr:f? ranr:d decnr:d magnr:f? sigmagnr:f? "
+    "chinr:f? "
     "sharpnr:f?"
 )
 _TYPES = {"d": "double", "f": "float", "i": "int", "l": "long", "s": "string"}

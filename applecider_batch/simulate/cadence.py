@@ -1,6 +1,7 @@
 """Where and when the simulated survey looks: fields, nights, weather, limits.
 
-A field is the 7.4 deg square of ZTF's camera with 64 readout channels of 3072 x 3080 pixels (Bellm et al. 2019,
+A field is the 7.4 deg square of ZTF's camera with 64 readout channels of 3072 x 3080 pixels (Bellm et al.
+2019,
 doi:10.1088/1538-3873/aaecbe).  The public survey visits a field in g and r about every second or third night;
 Moon, seeing, airmass and clouds move the 5 sigma limit of a difference image.
 """
@@ -42,8 +43,8 @@ class Field:
 class Visits:
     """All exposures of one field, in time order; every array has length n.
 
-    `jd` days, `fid` 1 = g, 2 = r, 3 = i, `seeing` FWHM in pixels, `zero_point` mag for 1 DN, `limit` the 5 sigma
-    limit of the difference image in mag, `sky` background level in DN, `dither_x`, `dither_y` pixels.
+    `jd` days, `fid` 1 = g, 2 = r, 3 = i, `seeing` FWHM in pixels, `zero_point` mag for 1 DN, `limit` the 5
+    sigma limit of the difference image in mag, `sky` background level in DN, `dither_x`, `dither_y` pixels.
     """
 
     field: Field
@@ -202,7 +203,8 @@ def field_visits(
 
 
 def channel_offset_deg(rcid: int, xpos: float, ypos: float) -> tuple[float, float]:
-    """Tangent-plane offset (east, north) in degrees of a pixel of readout channel `rcid` from the field centre."""
+    """Tangent-plane offset (east, north) in degrees of a pixel of readout channel `rcid` from the field
+    centre."""
     ccd, quadrant = divmod(rcid, 4)
     column = 2 * (ccd % 4) + (1 if quadrant in (0, 3) else 0)
     row = 2 * (ccd // 4) + (1 if quadrant in (0, 1) else 0)

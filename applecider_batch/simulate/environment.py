@@ -19,9 +19,9 @@ GAIA_RADIUS_ARCSEC = 90.0
 class Environment:
     """Catalogue sources around one object, nearest first.
 
-    `east`, `north`, `distance` arcsec (m,); `mag` true mags in g, r, i, z (m, 4); `score` PS1 star/galaxy score
-    (m,), 1 = star; `is_host` marks the host galaxy (its light is a Sersic profile, not a point).
-    `ref` is the index of the nearest source of the reference image's catalogue, -1 when there is none.
+    `east`, `north`, `distance` arcsec (m,); `mag` true mags in g, r, i, z (m, 4); `score` PS1 star/galaxy
+    score (m,), 1 = star; `is_host` marks the host galaxy (its light is a Sersic profile, not a point). `ref`
+    is the index of the nearest source of the reference image's catalogue, -1 when there is none.
     """
 
     ra: float
@@ -107,16 +107,14 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
         )
         parts_h.append(np.array([False]))
         own = total
-    east, north = np.concatenate(parts_e), np.concatenate(parts_n)
-    mag, score, host = np.concatenate(parts_m), np.concatenate(parts_s), np.concatenate(parts_h)
-    distance = np.hypot(east, north)
+    distance = np.hypot(np.concatenate(parts_e), np.concatenate(parts_n))
     order = np.argsort(distance, kind="stable")
-    if own >= 0:
-        own = int(np.flatnonzero(order == own)[0])
-    east, north, distance, mag, score, host = (a[order] for a in (east, north, distance, mag, score, host))
-    inside = distance <= SEARCH_RADIUS_ARCSEC
-    east, north, distance, mag, score, host = (a[inside] for a in (east, north, distance, mag, score, host))
-    own = own if own < len(distance) else -1
+    order = order[distance[order] <= SEARCH_RADIUS_ARCSEC]
+    own = int(np.flatnonzero(order == own)[0]) if own in order else -1
+    distance = distance[order]
+    east, north = np.concatenate(parts_e)[order], np.concatenate(parts_n)[order]
+    mag, score = np.concatenate(parts_m)[order], np.concatenate(parts_s)[order]
+    host = np.concatenate(parts_h)[order].astype(np.bool_)
     in_reference = np.flatnonzero(mag[:, 1] < 23.1)
     gaia = np.flatnonzero((mag[:, 1] < 20.6) & (~host | (mag[:, 1] < 18.5)))
     near, near_mag = MISSING, MISSING
@@ -136,7 +134,9 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
             bright_near, bright_mag = far, float(14.0 - rng.exponential(0.9))
     ids = np.int64(10**17) + rng.integers(0, 9 * 10**16, len(distance))
     return Environment(
-        ra=ra, dec=dec, east=east, north=north, distance=distance, mag=mag, score=np.round(score, 6), ps1_id=ids,
+        ra=ra, dec=dec, east=east, north=north, distance=distance, mag=mag, 
+        score=np.round(score, 6).astype(np.float64),
+        ps1_id=ids,
         is_host=host, own_star=own, ref=int(in_reference[0]) if len(in_reference) else -1, neargaia=near,
         maggaia=near_mag, neargaiabright=bright_near, maggaiabright=bright_mag, host_pa=pa, host_ratio=ratio,
     )  # fmt: skip

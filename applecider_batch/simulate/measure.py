@@ -65,7 +65,8 @@ def image_name(seen: Observations, k: int) -> str:
     fraction = f"{int((v.jd[k] - NID_ZERO_JD - nid) * 1e6):06d}"
     ccd, quadrant = divmod(seen.rcid, 4)
     band = "gri"[int(v.fid[k]) - 1]
-    return f"ztf_{date}{fraction}_{v.field.number:06d}_z{band}_c{ccd + 1:02d}_o_q{quadrant + 1}_scimrefdiffimg.fits"
+    place = f"{v.field.number:06d}_z{band}_c{ccd + 1:02d}_o_q{quadrant + 1}"
+    return f"ztf_{date}{fraction}_{place}_scimrefdiffimg.fits"
 
 
 def exposure_columns(seen: Observations) -> Columns:
@@ -233,7 +234,8 @@ def detection_columns(
 def candidate_columns(
     environment: Environment, seen: Observations, index: IntArray, shared: Columns, rng: np.random.Generator
 ) -> Columns:
-    """All columns of `candidate` for the exposures `index`: the shared ones plus history counts and catalogues."""
+    """All columns of `candidate` for the exposures `index`: the shared ones plus history counts and
+    catalogues."""
     v = seen.visits
     n = len(index)
     ndet, ncov, first = seen.counts()
@@ -291,7 +293,8 @@ def non_detection(exposures: Columns, seen: Observations, k: int) -> dict[str, A
     """A history entry of an exposure without detection: a limit, everything measured null."""
     record = {name: values[k] for name, values in exposures.items()}
     record.update(
-        programpi=PROGRAM_PI, programid=1, candid=None, isdiffpos=None, rcid=seen.rcid, field=seen.visits.field.number,
+        programpi=PROGRAM_PI, programid=1, candid=None, isdiffpos=None, rcid=seen.rcid,
+        field=seen.visits.field.number,
         ra=None, dec=None, magpsf=None, sigmapsf=None, ranr=None, decnr=None, rbversion=RBVERSION,
     )  # fmt: skip
     return record
@@ -300,8 +303,8 @@ def non_detection(exposures: Columns, seen: Observations, k: int) -> dict[str, A
 class ForcedHistory:
     """Forced photometry of one object as its packets report it, encoded once per exposure and revision.
 
-    The position is refined with every few alerts, so the same exposure's flux changes a little between packets;
-    revision 0 is the first measurement.
+    The position is refined with every few alerts, so the same exposure's flux changes a little between
+    packets; revision 0 is the first measurement.
     """
 
     def __init__(
@@ -340,13 +343,14 @@ class ForcedHistory:
             scibckgnd=float(v.sky[k]), scisigpix=sigma / float(np.sqrt(effective_pixels(v.seeing[k]))) / 0.9,
             exptime=30.0, adpctdif1=float(self._astrometry[k, 0]), adpctdif2=float(self._astrometry[k, 1]),
             programid=1, procstatus="61" if bad else "0",
-            forcediffimflux=FORCED_MISSING if bad else float(seen.forced_dn[k] + sigma * self._noise[k, revision]),
+            forcediffimflux=FORCED_MISSING if bad else float(seen.forced_dn[k] + sigma * self._noise[k,
+            revision]),
             forcediffimfluxunc=FORCED_MISSING if bad else sigma * (1.0 + 0.01 * revision),
         )  # fmt: skip
         if nearest >= 0 and not bad:
             record.update(
                 distnr=float(environment.distance[nearest]),
-                ranr=environment.ra + float(environment.east[nearest]) / 3600.0 / float(np.cos(np.radians(environment.dec))),
+                ranr=environment.ra + float(environment.east[nearest] / np.cos(np.radians(environment.dec))) / 3600.0,
                 decnr=environment.dec + float(environment.north[nearest]) / 3600.0,
                 magnr=float(environment.mag[nearest, v.fid[k] - 1]), sigmagnr=0.05, chinr=0.8, sharpnr=0.0,
             )  # fmt: skip

@@ -27,8 +27,8 @@ def asteroid(
     """One apparition of an asteroid: the `which`-th exposure of a night, or both when it hardly moves.
 
     Both apparitions of a pair are drawn from the same `rng` state, so they share name, night and track.  A
-    main-belt asteroid moves 20-45 arcsec an hour (Jedicke et al. 2002, Asteroids III), so the next exposure sees
-    it at another place and gives it another objectId.
+    main-belt asteroid moves 20-45 arcsec an hour (Jedicke et al. 2002, Asteroids III), so the next exposure
+    sees it at another place and gives it another objectId.
 
     Returns
     -------

@@ -24,9 +24,9 @@ LOST_ALERTS = 0.02  # alerts whose own packet never reached the archive; later h
 class Observations:
     """Everything the survey measures of one object; arrays over the field's n exposures.
 
-    Fluxes in DN of the exposure (mag = zero_point - 2.5 log10 |flux|), signed.  `alert`: this exposure issued a
-    packet; `in_history`: detection that histories show (also those whose packet was lost); `raw`: counted by
-    `ndethist`; `covered`: the exposure saw the position; `xpos`, `ypos` pixels.
+    Fluxes in DN of the exposure (mag = zero_point - 2.5 log10 |flux|), signed.  `alert`: this exposure
+    issued a packet; `in_history`: detection that histories show (also those whose packet was lost); `raw`:
+    counted by `ndethist`; `covered`: the exposure saw the position; `xpos`, `ypos` pixels.
     """
 
     visits: Visits
@@ -105,7 +105,8 @@ def observe(
     if under.any():
         per_band = ujy(environment.mag[under]).sum(axis=0)
         light = per_band[visits.fid - 1] * to_dn
-    # Photon noise of what is underneath and of the source, and a residual of 0.3 per cent of what was subtracted.
+    # Photon noise of what is underneath and of the source, and a residual of 0.3 per cent of what was
+    # subtracted.
     sigma = np.sqrt(limit_sigma**2 + (light + np.abs(true_dn)) / GAIN + (0.003 * light) ** 2)
     flux = true_dn + sigma * rng.normal(size=n)
     xpos, ypos = x0 + visits.dither_x, y0 + visits.dither_y
@@ -127,5 +128,6 @@ def observe(
     return Observations(
         visits=visits, rcid=rcid, limit=limit, true_dn=true_dn, flux_dn=flux, sigma_dn=sigma, alert=alert,
         in_history=in_history, raw=raw, covered=covered, xpos=xpos, ypos=ypos, forced_dn=forced,
-        forced_sigma=forced_sigma, earlier_visits=earlier, earlier_detections=detections, first_earlier_jd=first,
+        forced_sigma=forced_sigma, earlier_visits=earlier, earlier_detections=detections,
+        first_earlier_jd=first,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from applecider_batch.simulate.source import AB_ZERO_UJY
 from applecider_batch.simulate.spectra import make_spectrum
 
 if TYPE_CHECKING:
-    from applecider_batch.simulate.survey import SimulatedObject
+    from applecider_batch.simulate.objects import SimulatedObject
 
 SIMULATION_FILE = "simulation.json"
 NOTE = "SIMULATED by applecider-batch: no row, packet or stamp in this folder is an observation."
@@ -30,7 +30,8 @@ _TRUTH = pa.schema(
     [
         ("objectId", pa.string()), ("class", pa.string()), ("type", pa.string()), ("gate", pa.string()),
         ("t_onset", pa.float64()), ("t_peak", pa.float64()), ("t0", pa.float64()), ("z", pa.float64()),
-        ("mag_peak_g", pa.float64()), ("mag_peak_r", pa.float64()), ("ra", pa.float64()), ("dec", pa.float64()),
+        ("mag_peak_g", pa.float64()), ("mag_peak_r", pa.float64()), ("ra", pa.float64()), ("dec",
+        pa.float64()),
         ("n_alerts", pa.int32()), ("n_alerts_positive", pa.int32()), ("jd_first", pa.float64()),
         ("jd_last", pa.float64()), ("in_known_list", pa.bool_()), ("known_name", pa.string()),
         ("n_spectra", pa.int32()), ("ssnamenr", pa.string()), ("artefact_kind", pa.string()),
@@ -81,12 +82,14 @@ class Catalogues:
             gate = "too_few_detections"
         truth: dict[str, Any] = {
             "objectId": made.slot.object_id, "class": source.class5, "type": source.kind, "gate": gate,
-            "t_onset": source.t_onset, "t_peak": source.t_peak, "t0": float(jd[positive][0]) if positive.any() else None,
+            "t_onset": source.t_onset, "t_peak": source.t_peak,
+            "t0": float(jd[positive][0]) if positive.any() else None,
             "z": source.redshift, "mag_peak_g": peaks[1], "mag_peak_r": peaks[2], "ra": made.environment.ra,
             "dec": made.environment.dec, "n_alerts": len(index), "n_alerts_positive": int(positive.sum()),
             "jd_first": float(jd[0]) if len(jd) else None, "jd_last": float(jd[-1]) if len(jd) else None,
             "in_known_list": False, "known_name": None, "n_spectra": 0,
-            "ssnamenr": source.moving[0] if source.moving else None, "artefact_kind": source.artefact, "simulated": True,
+            "ssnamenr": source.moving[0] if source.moving else None, "artefact_kind": source.artefact,
+            "simulated": True,
         }  # fmt: skip
         if source.class5 is not None and positive.any():
             if rng.random() < KNOWN_SHARE:
@@ -119,12 +122,12 @@ class Catalogues:
             k = positive[int(np.argmin(np.abs(when - target - rng.normal(3.0, 9.0))))]
             mjd = float(np.round(seen.visits.jd[k] - 2400000.5 + rng.uniform(0.1, 1.5), 4))
             wave, flux = make_spectrum(source, mjd, float(seen.magpsf[k]), rng)
-            known_z = source.redshift is not None and rng.random() < 0.9
+            redshift = None if source.redshift is None or rng.random() < 0.1 else round(source.redshift, 5)
             self._spectra.append(
                 {
                     "objectId": made.slot.object_id, "mjd": mjd, "wavelength": wave.astype(np.float32),
                     "flux": flux.astype(np.float32),
-                    "redshift": float(np.round(source.redshift, 5)) if known_z and source.redshift is not None else None,
+                    "redshift": redshift,
                     "instrument": "simulated", "flux_unit": "erg / (s cm2 Angstrom)", "simulated": True,
                 }
             )  # fmt: skip
@@ -158,7 +161,8 @@ class Catalogues:
             f"{parameters['n_objects']} --nights {parameters['n_nights']} --seed {parameters['seed']}`.", "",
             "Packets follow ZTF's alert format (schema 3.3, from "
             f"{summary['schema_402_from']} on 4.02); `rbversion` and `drbversion` are `simulated`.",
-            "`truth.parquet` holds what each object is; `known_transients.csv` leaves some of the transients out.", "",
+            "`truth.parquet` holds what each object is; `known_transients.csv` leaves some of the transients "
+            "out.", "",
         ]  # fmt: skip
         _replace(out / "README.md", "\n".join(lines).encode())
         _replace(out / SIMULATION_FILE, (json.dumps(summary, indent=1) + "\n").encode())

@@ -1,7 +1,7 @@
 """Bytes of one alert packet: FITS stamps, Avro body, Avro container, and the nightly tarballs.
 
-Bodies are put together from records that are encoded once and reused: a point of the history is the same bytes in
-every packet that shows it.
+Bodies are put together from records that are encoded once and reused: a point of the history is the same
+bytes in every packet that shows it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from applecider_batch.simulate.avro_schema import (
 PUBLISHER = "ZTF alert packet SIMULATED by applecider-batch (not real data)"
 _RECORDS = {"candidate": CANDIDATE, "prv_candidate": PRV_CANDIDATE, "fp_hist": FP_HIST}
 _HEADER_BYTES = 2880
-FLUSH_BYTES = 8 * 2**20
+FLUSH_BYTES = 2**20
+
+Stamp = tuple[str, bytes]  # file name and gzipped FITS
 
 
 @lru_cache(maxsize=8)
@@ -102,8 +104,9 @@ def fits_gz(image: np.ndarray) -> bytes:
 
 
 def packet_bytes(
-    version: str, object_id: str, candid: int, candidate: bytes, prv: list[bytes] | None, fp: list[bytes] | None,
-    stamps: list[tuple[str, bytes] | None],
+    version: str, object_id: str, candid: int, candidate: bytes, prv: list[bytes] | None,
+    fp: list[bytes] | None,
+    stamps: list[Stamp | None],
 ) -> bytes:  # fmt: skip
     """One packet as an Avro container file.
 
@@ -158,7 +161,7 @@ class NightTar:
         self._crc = zlib.crc32(data, self._crc)
         self._size += len(data)
         self._buffer += self._stream.compress(data)
-        if len(self._buffer) >= FLUSH_BYTES // 8:
+        if len(self._buffer) >= FLUSH_BYTES:
             self._flush()
 
     def _flush(self) -> None:

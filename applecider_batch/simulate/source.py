@@ -22,9 +22,10 @@ class Source:
     `flux` maps jd (n,) and fid (n,) to the signed flux of the difference image in microjansky (n,), float64.
     `star_mag` is the point source that the reference image holds at the object's own place (None: none).
     `host_mag` is the host galaxy, `host_offset_arcsec` the object's distance from its centre,
-    `core_mag` a point source at that centre (an active nucleus).  `past_detection_rate` is the fraction of the visits
-    before the simulated history with a raw detection, `only_visits` restricts a moving or spurious source to some
-    exposures, `moving` is the name, mag and distance in arcsec of a known solar-system object there.
+    `core_mag` a point source at that centre (an active nucleus).  `past_detection_rate` is the fraction of
+    the visits before the simulated history with a raw detection, `only_visits` restricts a moving or spurious
+    source to some exposures, `moving` is the name, mag and distance in arcsec of a known solar-system object
+    there.
     """
 
     kind: str
@@ -78,7 +79,8 @@ def modulus_of_redshift(redshift: float) -> float:
 
 
 def euclidean_mag(rng: np.random.Generator, bright: float, faint: float) -> float:
-    """Draw an apparent peak magnitude from N(<m) proportional to 10^(0.6 m), the counts of a uniform volume."""
+    """Draw an apparent peak magnitude from N(<m) proportional to 10^(0.6 m), the counts of a uniform
+    volume."""
     low, high = 10.0 ** (0.6 * (bright - faint)), 1.0
     return float(faint + np.log10(rng.uniform(low, high)) / 0.6)
 

@@ -1,7 +1,7 @@
 """Spectra of the five classes: a continuum, the lines of the class, the host galaxy, noise.
 
-Line lists and velocities are textbook ones (Filippenko 1997, doi:10.1146/annurev.astro.35.1.309, for supernovae;
-Vanden Berk et al. 2001, doi:10.1086/321167, for active nuclei; van Velzen et al. 2021,
+Line lists and velocities are textbook ones (Filippenko 1997, doi:10.1146/annurev.astro.35.1.309, for
+supernovae; Vanden Berk et al. 2001, doi:10.1086/321167, for active nuclei; van Velzen et al. 2021,
 doi:10.3847/1538-4357/abc258, for tidal disruptions; Warner 1995 for dwarf novae).
 """
 
@@ -16,11 +16,15 @@ LIGHT_SPEED = 299792.458
 BALMER = (6562.8, 4861.3, 4340.5, 4101.7)
 # (rest wavelength, depth or height relative to the continuum) of P-Cygni features near maximum.
 _P_CYGNI: dict[str, tuple[tuple[float, float], ...]] = {
-    "SN Ia": ((6355, 0.55), (5972, 0.16), (5640, 0.3), (5454, 0.28), (4900, 0.45), (4481, 0.4), (3945, 0.6), (8579, 0.4), (7773, 0.15)),
-    "SN Ib": ((5876, 0.45), (6678, 0.25), (7065, 0.25), (4471, 0.2), (5018, 0.35), (4924, 0.25), (8579, 0.35), (3945, 0.4), (7773, 0.2)),
+    "SN Ia": ((6355, 0.55), (5972, 0.16), (5640, 0.3), (5454, 0.28), (4900, 0.45), (4481, 0.4), (3945,
+        0.6), (8579, 0.4), (7773, 0.15)),
+    "SN Ib": ((5876, 0.45), (6678, 0.25), (7065, 0.25), (4471, 0.2), (5018, 0.35), (4924, 0.25), (8579,
+        0.35), (3945, 0.4), (7773, 0.2)),
     "SN Ic": ((7773, 0.4), (5169, 0.45), (4924, 0.3), (6355, 0.15), (8579, 0.45), (3945, 0.5), (4481, 0.3)),
-    "SN IIP": ((6562.8, 0.35), (4861.3, 0.4), (4340.5, 0.35), (4101.7, 0.25), (5169, 0.2), (8579, 0.2), (5876, 0.12)),
-    "SN IIb": ((6562.8, 0.4), (4861.3, 0.3), (4340.5, 0.2), (5876, 0.35), (6678, 0.12), (7065, 0.15), (5169, 0.3), (8579, 0.3), (3945, 0.4)),
+    "SN IIP": ((6562.8, 0.35), (4861.3, 0.4), (4340.5, 0.35), (4101.7, 0.25), (5169, 0.2), (8579, 0.2),
+        (5876, 0.12)),
+    "SN IIb": ((6562.8, 0.4), (4861.3, 0.3), (4340.5, 0.2), (5876, 0.35), (6678, 0.12), (7065, 0.15),
+        (5169, 0.3), (8579, 0.3), (3945, 0.4)),
 }  # fmt: skip
 _VELOCITY = {"SN Ia": 11000.0, "SN Ib": 9500.0, "SN Ic": 10500.0, "SN IIP": 7000.0, "SN IIb": 10500.0}
 _GALAXY_LINES = (

@@ -1,8 +1,10 @@
-"""Science, template and difference stamps: a PSF, a host, neighbours and noise, rendered for many alerts at once.
+"""Science, template and difference stamps: a PSF, a host, neighbours and noise, rendered for many alerts at
+once.
 
-The difference stamp holds exactly the flux that `magpsf` states (DN at the exposure's zero point) under a Moffat
-profile (Moffat 1969, A&A 3, 455), the science stamp the same plus scene and sky, the template the scene as it was
-when the reference was made.  A negative subtraction is stored as reference minus science, as in ZTF.
+The difference stamp holds exactly the flux that `magpsf` states (DN at the exposure's zero point) under a
+Moffat profile (Moffat 1969, A&A 3, 455), the science stamp the same plus scene and sky, the template the
+scene as it was when the reference was made.  A negative subtraction is stored as reference minus science, as
+in ZTF.
 """
 
 from __future__ import annotations
@@ -62,11 +64,13 @@ def _offsets(centre: FloatArray) -> Float32Array:
 
 
 def _moffat(dx: Float32Array, dy: Float32Array, alpha: FloatArray) -> tuple[Float32Array, Float32Array]:
-    """Unit-flux profile (n, 63, 63) and ``1 / (1 + r^2 / alpha^2)``; the exponent 3 needs no power function."""
+    """Unit-flux profile (n, 63, 63) and ``1 / (1 + r^2 / alpha^2)``; the exponent 3 needs no power
+    function."""
     a2 = (alpha**2).astype(np.float32)[:, None]
-    u = 1.0 / ((1.0 + dy * dy / a2)[:, :, None] + (dx * dx / a2)[:, None, :])
+    u = np.float32(1.0) / ((1.0 + dy * dy / a2)[:, :, None] + (dx * dx / a2)[:, None, :])
     norm = ((BETA - 1.0) / (np.pi * alpha**2)).astype(np.float32)[:, None, None]
-    return norm * (u * u * u), u
+    profile: Float32Array = np.multiply(norm, u * u * u, dtype=np.float32)
+    return profile, u.astype(np.float32, copy=False)
 
 
 def _sersic(environment: Environment, source: Source, which: int) -> Float32Array:
@@ -147,16 +151,16 @@ def render(
     ref_sky = (
         np.array([{1: 110.0, 2: 210.0, 3: 340.0}[int(f)] for f in fid]) + rng.normal(0.0, 4.0, n)
     ).astype(np.float32)
-    science = scene + target + noise + sky
-    template = reference + template_noise + ref_sky[:, None, None]
-    difference = (target + noise - 0.5 * template_noise + residual) * np.sign(flux).astype(np.float32)[
-        :, None, None
-    ]
+    science: Float32Array = scene + target + noise + sky
+    template: Float32Array = reference + template_noise + ref_sky[:, None, None]
+    sign = np.sign(flux).astype(np.float32)[:, None, None]
+    difference = ((target + noise - 0.5 * template_noise + residual) * sign).astype(np.float32, copy=False)
     return _measured(science, template, difference, phase_x, phase_y, pixel_sigma[:, 0, 0], flux)
 
 
 def _visible(environment: Environment) -> list[int]:
-    """Indices of the sources worth rendering: own star and host always, then the brightest inside the stamp."""
+    """Indices of the sources worth rendering: own star and host always, then the brightest inside the
+    stamp."""
     limit = (HALF + 3) * PIXEL_SCALE_ARCSEC
     near = (np.abs(environment.east) < limit) & (np.abs(environment.north) < limit)
     near &= environment.mag[:, 1] < 22.0
@@ -176,26 +180,26 @@ def _target(
     alpha: FloatArray,
     rng: np.random.Generator,
 ) -> Float32Array:
-    """Signed light of the transient itself (n, 63, 63); artefacts have shapes of their own, same total flux."""
+    """Signed light of the transient itself (n, 63, 63); artefacts have shapes of their own."""
     n = len(flux)
     dx, dy = _offsets(phase_x), _offsets(phase_y)
     amount = flux.astype(np.float32)[:, None, None]
     if source.artefact == "cosmic_ray":
         spike, _ = _moffat(dx, dy, np.full(n, 0.55))
-        return amount * spike / spike.sum(axis=(1, 2), keepdims=True)
+        return np.asarray(amount * spike / spike.sum(axis=(1, 2), keepdims=True), dtype=np.float32)
     if source.artefact == "streak":
         angle = rng.uniform(0.0, np.pi, n).astype(np.float32)[:, None, None]
         across = np.sin(angle) * dx[:, None, :] - np.cos(angle) * dy[:, :, None]
         line = np.exp(-0.5 * (across / np.float32(1.2)) ** 2)
-        return amount * line / np.float32(12.0 * 3.0)
+        return np.asarray(amount * line / np.float32(36.0), dtype=np.float32)
     if source.artefact == "ghost":
         blob, _ = _moffat(dx, dy, alpha * 4.0)
-        return amount * blob * np.float32(2.0)
+        return amount * blob
     psf, u = _moffat(dx, dy, alpha)
     if source.artefact == "residual":
         angle = rng.uniform(0.0, 2.0 * np.pi, n).astype(np.float32)[:, None, None]
         along = np.cos(angle) * dx[:, None, :] + np.sin(angle) * dy[:, :, None]
-        return amount * (psf + np.float32(3.0) * along * psf * u)
+        return np.asarray(amount * (psf + np.float32(3.0) * along * psf * u), dtype=np.float32)
     return amount * psf
 
 
@@ -226,7 +230,7 @@ def _measured(
 
 def crop_bounds(xpos: float, ypos: float, width: int, height: int) -> tuple[int, int, int, int]:
     """Rows and columns (y0, y1, x0, x1) of a 63 x 63 stamp that lie on the detector; fewer at its edges."""
-    x, y = int(round(xpos)), int(round(ypos))
+    x, y = round(xpos), round(ypos)
     x0, y0 = max(0, HALF - x), max(0, HALF - y)
     x1, y1 = min(SIZE, HALF + width - x), min(SIZE, HALF + height - y)
     return y0, y1, x0, x1

@@ -21,9 +21,12 @@ _IA_PHASE = np.array(
     [-18, -17, -15, -12, -9, -6, -3, 0, 3, 6, 10, 15, 20, 25, 30, 40, 50, 60, 80, 120], float
 )
 _IA_MAG = {
-    1: np.array([9, 4.5, 2.6, 1.25, 0.6, 0.22, 0.05, 0, 0.06, 0.2, 0.5, 1.0, 1.55, 2.05, 2.4, 2.75, 2.95, 3.15, 3.55, 4.35]),
-    2: np.array([9, 4.4, 2.5, 1.2, 0.6, 0.25, 0.1, 0.05, 0.06, 0.16, 0.44, 0.72, 0.8, 0.98, 1.32, 1.87, 2.27, 2.57, 3.12, 4.2]),
-    3: np.array([9, 4.7, 2.8, 1.5, 0.95, 0.68, 0.55, 0.58, 0.72, 0.92, 1.18, 1.25, 1.12, 1.05, 1.25, 1.9, 2.4, 2.8, 3.5, 4.6]),
+    1: np.array([9, 4.5, 2.6, 1.25, 0.6, 0.22, 0.05, 0, 0.06, 0.2, 0.5, 1.0, 1.55, 2.05, 2.4, 2.75, 2.95,
+        3.15, 3.55, 4.35]),
+    2: np.array([9, 4.4, 2.5, 1.2, 0.6, 0.25, 0.1, 0.05, 0.06, 0.16, 0.44, 0.72, 0.8, 0.98, 1.32, 1.87,
+        2.27, 2.57, 3.12, 4.2]),
+    3: np.array([9, 4.7, 2.8, 1.5, 0.95, 0.68, 0.55, 0.58, 0.72, 0.92, 1.18, 1.25, 1.12, 1.05, 1.25, 1.9,
+        2.4, 2.8, 3.5, 4.6]),
 }  # fmt: skip
 
 
@@ -141,7 +144,8 @@ def _bazin_source(
 
 
 def sn_ibc(kind: str, rng: np.random.Generator, t_peak: float) -> Source:
-    """SN Ib or Ic: Bazin shape with the time scales of Taddia et al. 2018 (doi:10.1051/0004-6361/201730844)."""
+    """SN Ib or Ic: Bazin shape with the time scales of Taddia et al. 2018
+    (doi:10.1051/0004-6361/201730844)."""
     return _bazin_source(
         kind,
         "SN I",
@@ -156,7 +160,8 @@ def sn_ibc(kind: str, rng: np.random.Generator, t_peak: float) -> Source:
 
 
 def sn_iib(rng: np.random.Generator, t_peak: float) -> Source:
-    """SN IIb: stripped-envelope shape with a first blue peak (as SN 1993J, Richmond et al. 1994, doi:10.1086/116915)."""
+    """SN IIb: stripped-envelope shape with a first blue peak (as SN 1993J, Richmond et al. 1994,
+    doi:10.1086/116915)."""
     return _bazin_source(
         "SN IIb",
         "SN II",

@@ -52,7 +52,8 @@ def dwarf_nova(rng: np.random.Generator, start_jd: float, end_jd: float) -> Sour
 
 
 def _damped_walk(rng: np.random.Generator, times: FloatArray, tau: float, sigma: float) -> FloatArray:
-    """Damped random walk at sorted `times`, exactly (Kelly et al. 2009, doi:10.1088/0004-637X/698/1/895, eq. 6)."""
+    """Damped random walk at sorted `times`, exactly (Kelly et al. 2009, doi:10.1088/0004-637X/698/1/895, eq.
+    6)."""
     value = np.empty(len(times))
     kicks = rng.normal(size=len(times))
     value[0] = sigma * kicks[0]
@@ -130,8 +131,8 @@ def rr_lyrae(rng: np.random.Generator) -> Source:
 
 
 def eclipsing(rng: np.random.Generator) -> Source:
-    """Eclipsing binary: two minima per period; contact systems also vary between them (Kallrath & Milone 2009,
-    doi:10.1007/978-1-4419-0699-1)."""
+    """Eclipsing binary: two minima per period; contact systems also vary between them (Kallrath & Milone
+    2009, doi:10.1007/978-1-4419-0699-1)."""
     r = float(rng.uniform(14.0, 18.3))
     mean = {1: r + float(rng.normal(0.6, 0.3)), 2: r, 3: r - 0.2}
     contact = rng.random() < 0.6
