@@ -1,7 +1,7 @@
 """``catalog build``: committed shards of a run into one catalogue.
 
-Exactly once and checkable: every committed file is checked against its record, missing shards are refused, and
-the same run gives the same bytes.  Memory is bounded by one shard.
+Exactly once and checkable: every committed file is checked against its record, missing shards are refused,
+and the same run gives the same bytes.  Memory is bounded by one shard.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def build_catalog(
 
 def _refuse_missing(run: RunFolder, allow_partial: bool) -> None:
     if run.missing and not allow_partial:
-        shown = ", ".join(str(shard_id) for shard_id in run.missing[:10]) + (", …" if len(run.missing) > 10 else "")
+        shown = ", ".join(str(shard_id) for shard_id in run.missing[:10]) + (
+            ", …" if len(run.missing) > 10 else ""
+        )
         given_up = f" ({len(run.quarantined)} of them quarantined)" if run.quarantined else ""
         raise UserError(
             f"The run '{run.store.url}' is not complete: {len(run.missing)} of {len(run.shards)} shards are "
@@ -130,7 +132,7 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
 
 
 def _build_name(run: RunFolder) -> str:
-    """Short name of exactly these committed rows: a new build never overwrites the parts of the one in place."""
+    """Short name of exactly these committed rows: a new build never overwrites the parts of an old one."""
     files = {str(shard_id): record["sha256"] for shard_id, record in run.commits.items()}
     return json_digest({"files": files, "columns": load_table("catalogue").names})[:12]
 
@@ -139,7 +141,8 @@ def _check_sums(run: RunFolder, summary: Summary) -> None:
     objects = [record["objects"] for record in run.commits.values() if "objects" in record]
     if len(objects) == len(run.commits) and sum(objects) != summary.objects:
         raise UserError(
-            f"The commits of '{run.store.url}' promise {sum(objects)} objects, their files hold {summary.objects}."
+            f"The commits of '{run.store.url}' promise {sum(objects)} objects, "
+            f"their files hold {summary.objects}."
         )
 
 
@@ -169,7 +172,9 @@ class _Hashing:
         return self._sha256.hexdigest()
 
 
-def _write_parts(out: Store, tables: Iterator[pa.Table], build: str, rows_per_part: int) -> list[dict[str, Any]]:
+def _write_parts(
+    out: Store, tables: Iterator[pa.Table], build: str, rows_per_part: int
+) -> list[dict[str, Any]]:
     """Parquet parts of ``rows_per_part`` rows, cut independently of the shards' borders."""
     schema = load_table("catalogue").arrow
     groups = _regroup(tables, min(BATCH_ROWS, rows_per_part))

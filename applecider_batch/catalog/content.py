@@ -10,7 +10,7 @@ import pyarrow as pa
 from applecider_batch.digest import MultisetDigest, multiset_of
 from applecider_batch.schema import load_table
 
-#: Where a row was made, not what it says: a run over a compacted archive or with other shards has other values.
+#: Where a row was made, not what it says: the same rows made with other shards have other values.
 BOOKKEEPING = ("run_id", "shard_id")
 
 

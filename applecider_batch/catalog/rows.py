@@ -31,14 +31,15 @@ def assemble_rows(prepared: Any, outputs: Any, identity: Mapping[str, Any]) -> p
     Parameters
     ----------
     prepared : features.inputs.Prepared
-        ``rows`` (everything known before inference, one row per objectId, episode and horizon) and, per modality
-        ``photometry``, ``image``, ``spectra``, an object with ``row_index`` (int32, (n_rows,), -1 = absent).
+        ``rows`` (everything known before inference, one row per objectId, episode and horizon) and, per
+        modality ``photometry``, ``image``, ``spectra``, an object with ``row_index`` (int32, (n_rows,),
+        -1 = absent).
     outputs : inference.shard.ShardOutputs
-        ``logits``: modality -> float32 (n_items, 5), in the class order of ``taxonomy.CLASSES``; ``calibration``:
-        temperatures for the probabilities (the logit columns stay as the networks gave them).
+        ``logits``: modality -> float32 (n_items, 5), in the class order of ``taxonomy.CLASSES``;
+        ``calibration``: temperatures for the probabilities (the logit columns stay as the networks gave them).
     identity : mapping
-        ``run_id, shard_id, model_set_id, pipeline_version, trained`` and, where they exist, ``calibration_id``,
-        ``anomaly_ref_id``, ``prior_id``.
+        ``run_id, shard_id, model_set_id, pipeline_version, trained`` and, where they exist,
+        ``calibration_id``, ``anomaly_ref_id``, ``prior_id``.
 
     Returns
     -------
@@ -80,7 +81,9 @@ def _fuse(log_probs: Mapping[str, np.ndarray], available: np.ndarray) -> np.ndar
     return fuse(np.stack([log_probs[name] for name in MODALITIES], axis=1), available)
 
 
-def _row_logits(prepared: Any, outputs: Any, rows: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+def _row_logits(
+    prepared: Any, outputs: Any, rows: pa.Table
+) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
     """Logits of every row per modality, float64 (n_rows, 5), NaN where absent; and the error columns."""
     n_rows = rows.num_rows
     codes, reasons = _text_column(rows, "error_code"), _text_column(rows, "object_error")
@@ -158,7 +161,9 @@ def _top_class(fused: np.ndarray, gate: pa.ChunkedArray) -> pa.Array:
     in_scope = np.array([value == "in_scope" for value in gate.to_pylist()], bool)
     known = in_scope & np.isfinite(fused).all(axis=1)
     best = np.argmax(np.nan_to_num(fused), axis=1)
-    return pa.DictionaryArray.from_arrays(pa.array(best, pa.int8(), mask=~known), list(CLASSES)).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(best, pa.int8(), mask=~known), list(CLASSES)).cast(
+        pa.string()
+    )
 
 
 def _identity_columns(identity: Mapping[str, Any], n_rows: int) -> dict[str, pa.Array]:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +57,8 @@ class RunFolder:
             self.plan: dict[str, Any] = self.store.read_json("plan.json")
         except FileNotFoundError:
             raise UserError(
-                f"'{url}' is not a run folder: it has no plan.json.", hint="Make one with `applecider-batch classify`."
+                f"'{url}' is not a run folder: it has no plan.json.",
+                hint="Make one with `applecider-batch classify`.",
             ) from None
 
     @property
@@ -67,9 +69,11 @@ class RunFolder:
     @cached_property
     def shards(self) -> list[Shard]:
         """Planned shards in the order of their hash ranges."""
-        shards = [Shard(int(s["shard_id"]), int(s["hash_lo"]), int(s["hash_hi"])) for s in self.plan["shards"]]
+        shards = [
+            Shard(int(s["shard_id"]), int(s["hash_lo"]), int(s["hash_hi"])) for s in self.plan["shards"]
+        ]
         shards.sort(key=lambda shard: shard.hash_lo)
-        for left, right in zip(shards, shards[1:], strict=False):
+        for left, right in itertools.pairwise(shards):
             if left.hash_hi > right.hash_lo:
                 raise UserError(f"The plan's shards {left.shard_id} and {right.shard_id} overlap.")
         return shards
@@ -84,7 +88,9 @@ class RunFolder:
                 records[int(record["shard_id"])] = record
         unknown = sorted(records.keys() - {shard.shard_id for shard in self.shards})
         if unknown:
-            raise UserError(f"The run '{self.store.url}' has commits for shards that are not planned: {unknown[:10]}.")
+            raise UserError(
+                f"The run '{self.store.url}' has commits for shards that are not planned: {unknown[:10]}."
+            )
         return records
 
     @cached_property
@@ -121,12 +127,15 @@ class RunFolder:
         digest = hashlib.sha256(data).hexdigest()
         if digest != record["sha256"]:
             raise UserError(
-                f"The file '{name}' of {where} is damaged: its sha256 is {digest}, the commit says {record['sha256']}.",
+                f"The file '{name}' of {where} is damaged: its sha256 is {digest}, "
+                f"the commit says {record['sha256']}.",
                 hint="Restore the file, or remove the shard's commit record and run classify again.",
             )
         table = load_table("catalogue").conform(pq.read_table(pa.BufferReader(data)))
         if table.num_rows != record["rows"]:
-            raise UserError(f"{where} holds {table.num_rows} rows, its commit says {record['rows']}.".capitalize())
+            raise UserError(
+                f"The file of {where} holds {table.num_rows} rows, its commit says {record['rows']}."
+            )
         _check_rows(table, shard, self.run_id, where)
         return table
 
@@ -169,6 +178,7 @@ def first_disorder(table: pa.Table) -> str | None:
         return None
     at = int(np.flatnonzero(~good)[0])
     left, right = (
-        f"({names[i].as_py()}, {episode[i]}, {'full' if np.isinf(horizon[i]) else horizon[i]})" for i in (at, at + 1)
+        f"({names[i].as_py()}, {episode[i]}, {'full' if np.isinf(horizon[i]) else horizon[i]})"
+        for i in (at, at + 1)
     )
     return f"{left} stands twice" if left == right else f"{left} stands before {right}"

@@ -2,7 +2,7 @@
 
 ::
 
-    CATALOG/catalog.json                   what it is: counts, parts with their sha256, content_sha256; written last
+    CATALOG/catalog.json                      counts, parts with their sha256, content_sha256; written last
     CATALOG/rows/part-00000.<build>.parquet   rows in the order of (hash64, objectId, episode, horizon_days)
 
 Readers trust only the parts that ``catalog.json`` names.
@@ -51,7 +51,11 @@ def open_catalog(url: str, storage_options: Mapping[str, Any] | None = None) -> 
 
 
 def iter_part(
-    store: Store, part: Mapping[str, Any], columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
+    store: Store,
+    part: Mapping[str, Any],
+    columns: Sequence[str] | None = None,
+    *,
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.Table]:
     """Rows of one part in tables of at most ``batch_rows`` rows, in bounded memory.
 
@@ -63,7 +67,9 @@ def iter_part(
     try:
         source = store.open_input(part["file"])
     except FileNotFoundError:
-        raise UserError(f"The catalogue '{store.url}' lacks its part '{part['file']}'; build it again.") from None
+        raise UserError(
+            f"The catalogue '{store.url}' lacks its part '{part['file']}'; build it again."
+        ) from None
     try:
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as reader:
             wanted = None if columns is None else list(columns)
@@ -76,7 +82,11 @@ def iter_part(
 
 
 def iter_rows(
-    store: Store, info: Mapping[str, Any], columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
+    store: Store,
+    info: Mapping[str, Any],
+    columns: Sequence[str] | None = None,
+    *,
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.Table]:
     """All rows of a catalogue in row order, table by table."""
     for part in info["parts"]:

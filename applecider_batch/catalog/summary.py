@@ -104,7 +104,8 @@ class Summary:
             "errors": dict(sorted(self._errors.items())),
             "known_status": dict(sorted(self._known.items())),
             "funnel_by_year": {
-                year: {step: counter[step] for step in FUNNEL_STEPS} for year, counter in sorted(self._funnel.items())
+                year: {step: counter[step] for step in FUNNEL_STEPS}
+                for year, counter in sorted(self._funnel.items())
             },
         }
 

@@ -68,7 +68,9 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
         content.update(table)
     _check_counts(info, summary, problems)
     if content.hexdigest() != info["content_sha256"]:
-        problems.add("content", f"content_sha256 is {content.hexdigest()}, catalog.json says {info['content_sha256']}.")
+        problems.add(
+            "content", f"content_sha256 is {content.hexdigest()}, catalog.json says {info['content_sha256']}."
+        )
     return {
         "ok": not problems.sentences,
         "content_sha256": content.hexdigest(),
@@ -97,7 +99,8 @@ class _Problems:
         """One sentence for the first bad row of a table."""
         if bad.any():
             row = table.slice(int(np.flatnonzero(bad)[0]), 1)
-            key = f"{row['objectId'][0]}, episode {row['episode'][0]}, {horizon_label(row['horizon_days'][0].as_py())}"
+            horizon = horizon_label(row["horizon_days"][0].as_py())
+            key = f"{row['objectId'][0]}, episode {row['episode'][0]}, {horizon}"
             self.add(kind, say(f"{int(bad.sum())} rows, first ({key})"))
 
 
@@ -113,7 +116,9 @@ def _check_files(store: Store, info: Mapping[str, Any], problems: _Problems) -> 
             problems.add("file", f"The part {part['file']} is missing.")
             continue
         if size != part["bytes"] or digest.hexdigest() != part["sha256"]:
-            problems.add("file", f"The part {part['file']} was changed: size or sha256 differ from catalog.json.")
+            problems.add(
+                "file", f"The part {part['file']} was changed: size or sha256 differ from catalog.json."
+            )
 
 
 def _floats(table: pa.Table, name: str) -> np.ndarray:
@@ -134,7 +139,9 @@ def _check_identity(table: pa.Table, problems: _Problems) -> None:
     problems.rows("hash64", table, wrong, lambda where: f"hash64 is not the objectId's: {where}.")
     gate_ok = pc.fill_null(pc.is_in(table.column("gate"), pa.array(GATES)), False).to_numpy()
     failed = table.column("error_code").is_valid().to_numpy()
-    problems.rows("gate", table, ~gate_ok & ~failed, lambda where: f"The gate is not one of {GATES}: {where}.")
+    problems.rows(
+        "gate", table, ~gate_ok & ~failed, lambda where: f"The gate is not one of {GATES}: {where}."
+    )
 
 
 def _check_probabilities(table: pa.Table, problems: _Problems) -> None:
@@ -149,17 +156,27 @@ def _check_probabilities(table: pa.Table, problems: _Problems) -> None:
         present_count += present
     fused = _block(table, "prob")
     _check_sum(table, fused, mask > 0, "the fused probabilities", problems)
-    problems.rows("count", table, count != present_count, lambda w: f"n_modalities is not that of the mask: {w}.")
-    uncalibrated = table.column("calibration_id").is_null().to_numpy() & table.column("prior_id").is_null().to_numpy()
+    problems.rows(
+        "count", table, count != present_count, lambda w: f"n_modalities is not that of the mask: {w}."
+    )
+    uncalibrated = (
+        table.column("calibration_id").is_null().to_numpy() & table.column("prior_id").is_null().to_numpy()
+    )
     mean = total / np.maximum(present_count, 1)[:, None]
     off = uncalibrated & (mask > 0) & (np.abs(np.nan_to_num(fused) - mean).max(axis=1) > TOLERANCE)
-    problems.rows("fused", table, off, lambda w: f"The fused probabilities are not the mean of the modalities: {w}.")
+    problems.rows(
+        "fused", table, off, lambda w: f"The fused probabilities are not the mean of the modalities: {w}."
+    )
 
 
-def _check_sum(table: pa.Table, probs: np.ndarray, present: np.ndarray, what: str, problems: _Problems) -> None:
+def _check_sum(
+    table: pa.Table, probs: np.ndarray, present: np.ndarray, what: str, problems: _Problems
+) -> None:
     known = np.isfinite(probs).all(axis=1)
     partly = np.isfinite(probs).any(axis=1) != known
-    problems.rows("mask", table, (known != present) | partly, lambda w: f"modality_mask does not match {what}: {w}.")
+    problems.rows(
+        "mask", table, (known != present) | partly, lambda w: f"modality_mask does not match {what}: {w}."
+    )
     off = known & ((np.abs(probs.sum(axis=1) - 1.0) > TOLERANCE) | (probs < 0).any(axis=1))
     problems.rows("sum", table, off, lambda w: f"The sum of {what} is not 1: {w}.")
 
@@ -170,10 +187,15 @@ def _check_classes(table: pa.Table, problems: _Problems) -> None:
     named = table.column("class_top1").is_valid().to_numpy()
     in_scope = pc.fill_null(pc.equal(table.column("gate"), "in_scope"), False).to_numpy()
     problems.rows(
-        "scope", table, named != (in_scope & known), lambda w: f"class_top1 must be there exactly in scope: {w}."
+        "scope",
+        table,
+        named != (in_scope & known),
+        lambda w: f"class_top1 must be there exactly in scope: {w}.",
     )
     position = pc.fill_null(pc.index_in(table.column("class_top1"), pa.array(CLASSES)), -1).to_numpy()
-    chosen = np.where(position >= 0, np.take_along_axis(fused, np.maximum(position, 0)[:, None], 1)[:, 0], np.nan)
+    chosen = np.where(
+        position >= 0, np.take_along_axis(fused, np.maximum(position, 0)[:, None], 1)[:, 0], np.nan
+    )
     lower = named & ((position < 0) | (chosen < fused.max(axis=1)))
     problems.rows("top", table, lower, lambda w: f"class_top1 is not the most probable class: {w}.")
     top = _floats(table, "prob_top1")
@@ -188,18 +210,24 @@ def _check_horizons(table: pa.Table, horizons: set[float | None], problems: _Pro
     episode = table.column("episode").to_numpy()
     names = table.column("objectId").combine_chunks()
     new = np.ones(len(episode), bool)
-    new[1:] = (episode[1:] != episode[:-1]) | pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    new[1:] = (episode[1:] != episode[:-1]) | pc.not_equal(names[1:], names[:-1]).to_numpy(
+        zero_copy_only=False
+    )
     starts = np.flatnonzero(new)
     counts = np.diff(np.append(starts, len(episode)))
     without_t0 = table.column("t0").is_null().to_numpy()[starts]
     bad = np.where(without_t0, counts != 1, counts != len(horizons))
     spread = np.repeat(bad, counts)
-    problems.rows("horizons", table, spread, lambda w: f"An episode has not exactly one row per horizon: {w}.")
+    problems.rows(
+        "horizons", table, spread, lambda w: f"An episode has not exactly one row per horizon: {w}."
+    )
 
 
 def _check_counts(info: Mapping[str, Any], summary: Summary, problems: _Problems) -> None:
     for name, value in summary.as_dict().items():
         if info.get(name) != value:
-            problems.add(f"count {name}", f"catalog.json says {name} = {info.get(name)}, the rows say {value}.")
+            problems.add(
+                f"count {name}", f"catalog.json says {name} = {info.get(name)}, the rows say {value}."
+            )
     if sum(part["rows"] for part in info["parts"]) != summary.rows:
         problems.add("rows", "The rows of the parts do not add up to those read.")

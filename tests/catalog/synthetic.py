@@ -43,7 +43,12 @@ def object_names(count: int, prefix: str = "ZTF20aaaa") -> list[str]:
     return sorted(names, key=lambda name: (hash64_one(name), name))
 
 
-def make_prepared(names: list[str], horizons: tuple[float | None, ...] = HORIZONS, seed: int = 0) -> Any:
+def make_prepared(
+    names: list[str],
+    horizons: tuple[float | None, ...] = HORIZONS,
+    seed: int = 0,
+    positions: dict[str, tuple[float, float]] | None = None,
+) -> Any:
     """Rows known before inference, with every gate, missing modalities, one failed object and one without t0.
 
     Returns
@@ -56,6 +61,7 @@ def make_prepared(names: list[str], horizons: tuple[float | None, ...] = HORIZON
     for number, name in enumerate(names):
         digits = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
         ra, dec = float(rng.uniform(0, 360)), float(np.degrees(np.arcsin(rng.uniform(-0.5, 0.99))))
+        ra, dec = (positions or {}).get(name, (ra, dec))
         has_t0 = number % 11 != 10
         t0 = 2458300.5 + digits % 2000 if has_t0 else None
         gate = GATE_OF[number % len(GATE_OF)] if has_t0 else "too_few_detections"
@@ -69,9 +75,11 @@ def make_prepared(names: list[str], horizons: tuple[float | None, ...] = HORIZON
                 "jd_first": t0, "jd_last": t0 and t0 + (80.0 if full else horizon),
                 "as_of_jd": t0 and t0 + (100.0 if full else horizon), "horizon_days": horizon,
                 "horizon_complete": True if has_t0 else None, "gate": None if failed else gate,
-                "prob_in_scope": float(gate == "in_scope"), "gate_reason": f"rule {gate}" if has_t0 else "no t0",
+                "prob_in_scope": float(gate == "in_scope"),
+                "gate_reason": f"rule {gate}" if has_t0 else "no t0",
                 "programid_mask": 1, "n_det": n_det, "n_det_g": n_det // 2, "n_det_r": n_det - n_det // 2,
-                "n_det_i": 0, "n_neg": digits % 3, "n_nondet": 5, "n_fp": 0, "mag_peak_g": 18.5, "mag_peak_r": None,
+                "n_det_i": 0, "n_neg": digits % 3, "n_nondet": 5, "n_fp": 0,
+                "mag_peak_g": 18.5, "mag_peak_r": None,
                 "rb_max": 0.9, "drb_available": bool(digits % 2), "quality_flags": 0, "simulated": True,
                 "candid_image": 10**15 + digits if number % 3 else None,
                 "error_code": "bad_photometry" if failed else None,
@@ -85,7 +93,9 @@ def make_prepared(names: list[str], horizons: tuple[float | None, ...] = HORIZON
         "image": usable & rows.column("candid_image").is_valid().to_numpy(),
         "spectra": usable & (rng.random(n_rows) < 0.2),
     }
-    return SimpleNamespace(rows=rows, **{name: SimpleNamespace(row_index=_index(mask)) for name, mask in has.items()})
+    return SimpleNamespace(
+        rows=rows, **{name: SimpleNamespace(row_index=_index(mask)) for name, mask in has.items()}
+    )
 
 
 def _index(mask: np.ndarray) -> np.ndarray:
@@ -109,13 +119,29 @@ def make_outputs(prepared: Any, seed: int = 1) -> Outputs:
 MODALITY_NAMES = ("photometry", "image", "spectra")
 
 
-def make_rows(names: list[str], shard_id: int = 0, *, seed: int = 0, **identity: Any) -> pa.Table:
+def make_rows(
+    names: list[str],
+    shard_id: int = 0,
+    *,
+    seed: int = 0,
+    positions: dict[str, tuple[float, float]] | None = None,
+    **identity: Any,
+) -> pa.Table:
     """Catalogue rows of one shard."""
-    prepared = make_prepared(names, seed=seed)
-    return assemble_rows(prepared, make_outputs(prepared, seed + 1), {**IDENTITY, **identity, "shard_id": shard_id})
+    prepared = make_prepared(names, seed=seed, positions=positions)
+    return assemble_rows(
+        prepared, make_outputs(prepared, seed + 1), {**IDENTITY, **identity, "shard_id": shard_id}
+    )
 
 
-def write_run(run: Path, names: list[str], shards: int = 3, *, commit: set[int] | None = None) -> Path:
+def write_run(
+    run: Path,
+    names: list[str],
+    shards: int = 3,
+    *,
+    commit: set[int] | None = None,
+    positions: dict[str, tuple[float, float]] | None = None,
+) -> Path:
     """A run folder whose shards (all, or those in ``commit``) are committed.
 
     The rows of an object do not depend on the number of shards.
@@ -124,12 +150,14 @@ def write_run(run: Path, names: list[str], shards: int = 3, *, commit: set[int] 
     plan = {
         "run_id": IDENTITY["run_id"],
         "identity": {"snapshot": 1, "model_set": "untrained", "horizons": list(HORIZONS)},
-        "shards": [{"shard_id": i, "hash_lo": edges[i], "hash_hi": edges[i + 1]} for i in range(shards)],
+        "shards": [
+            {"shard_id": i, "hash_lo": str(edges[i]), "hash_hi": str(edges[i + 1])} for i in range(shards)
+        ],
     }
     for folder in ("data", "commits"):
         (run / folder).mkdir(parents=True, exist_ok=True)
     (run / "plan.json").write_text(json.dumps(plan))
-    everything = make_rows(names)
+    everything = make_rows(names, positions=positions)
     hashes = everything.column("hash64").to_numpy()
     for i in range(shards):
         if commit is not None and i not in commit:

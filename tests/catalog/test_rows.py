@@ -62,7 +62,9 @@ def test_rows_equal_a_plain_loop() -> None:
         assert [row[f"logit_{key}"] for key in CLASS_KEYS] == pytest.approx(np.log(want["fused"]), abs=1e-5)
         assert row["prob_margin"] == pytest.approx(want["margin"], abs=1e-6)
         assert row["entropy"] == pytest.approx(want["entropy"], abs=1e-6)
-        assert row["modality_jsd"] == (want["jsd"] if want["jsd"] is None else pytest.approx(want["jsd"], abs=1e-6))
+        assert row["modality_jsd"] == (
+            want["jsd"] if want["jsd"] is None else pytest.approx(want["jsd"], abs=1e-6)
+        )
         assert row["class_top1"] == (want["top"] if row["gate"] == "in_scope" else None)
         for bit, name in enumerate(MODALITY_NAMES):
             block = [row[f"prob_{SHORT_NAMES[name]}_{key}"] for key in CLASS_KEYS]
