@@ -48,9 +48,14 @@ def simulate(
     from applecider_batch.simulate import simulate as run
 
     with Progress("simulate", unit="objects", total=objects, enabled=not quiet) as progress:
-        result = run(folder, n_objects=objects, n_nights=nights, seed=seed, progress=progress)
+        result = run(
+            folder, n_objects=objects, n_nights=nights, seed=seed, progress=lambda *_: progress.update()
+        )
     answer(
-        result, format, next_command=f"applecider-batch ingest {folder}/ztf_public_*.tar.gz --archive ARCHIVE"
+        result,
+        format,
+        leave_out=("nights", "packets_per_night"),
+        next_command=f"applecider-batch ingest {folder}/alerts/*.tar.gz --archive ARCHIVE",
     )
 
 

@@ -62,10 +62,12 @@ def run_demo(
     start = time.monotonic()
     places = {name: folder / name for name in ("survey", "archive", "models", "run", "catalog")}
     with Progress("simulate", objects, unit="objects", enabled=progress) as bar:
-        simulate(places["survey"], n_objects=objects, n_nights=nights, seed=seed, progress=bar)
+        survey = simulate(
+            places["survey"], n_objects=objects, n_nights=nights, seed=seed, progress=lambda *_: bar.update()
+        )
     with Progress("ingest", unit="packets", enabled=progress) as bar:
         ingested = ingest(
-            [str(night) for night in sorted(places["survey"].glob("ztf_public_*.tar.gz"))],
+            [str(night) for night in survey["nights"]],
             str(places["archive"]),
             spectra=[str(places["survey"] / "spectra.parquet")],
             progress=bar,

@@ -53,12 +53,21 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def answer(value: Mapping[str, Any], format: Format, *, next_command: str | None = None) -> None:
-    """Write a command's answer to stdout and, for people, the next command to stderr."""
+def answer(
+    value: Mapping[str, Any],
+    format: Format,
+    *,
+    next_command: str | None = None,
+    leave_out: tuple[str, ...] = (),
+) -> None:
+    """Write a command's answer to stdout and, for people, the next command to stderr.
+
+    People do not see the keys in ``leave_out``; the JSON document always holds all.
+    """
     if format is Format.json:
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
         return
-    for line in human_lines(value):
+    for line in human_lines({key: item for key, item in value.items() if key not in leave_out}):
         typer.echo(line)
     if next_command:
         say(f"\nNext: {next_command}")
@@ -69,7 +78,7 @@ def human_lines(value: Mapping[str, Any], indent: int = 0) -> list[str]:
     lines: list[str] = []
     width = max((len(str(key)) for key in value), default=0)
     for key, item in value.items():
-        label = f"{' ' * indent}{str(key).replace('_', ' '):<{width}}"
+        label = f"{' ' * indent}{_words(key):<{width}}"
         if isinstance(item, Mapping):
             lines.append(label.rstrip())
             lines.extend(human_lines(item, indent + 2))
@@ -85,12 +94,18 @@ def human_lines(value: Mapping[str, Any], indent: int = 0) -> list[str]:
 
 def _table(rows: list[Mapping[str, Any]], indent: int) -> list[str]:
     names = list(rows[0])
-    cells = [[str(n).replace("_", " ") for n in names]] + [[_cell(row.get(n)) for n in names] for row in rows]
+    cells = [[_words(n) for n in names]] + [[_cell(row.get(n)) for n in names] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
     pad = " " * indent
     return [
         pad + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
+
+
+def _words(key: Any) -> str:
+    """A key for people: ``packets_in`` as "packets in"; names of files and objects stay as they are."""
+    text = str(key)
+    return text.replace("_", " ") if text.isidentifier() else text
 
 
 def _cell(value: Any) -> str:
