@@ -33,7 +33,7 @@ CLASSIFYING = ("photometry", "image", "spectra", "fusion")
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Where and with what a network is built; ``fixed`` is what the profile decides; callers may change it."""
+    """Where and with what a network is built; ``fixed``: what the profile decides, callers may change it."""
 
     modality: str
     module: str
