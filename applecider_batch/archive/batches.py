@@ -17,8 +17,8 @@ class TableBatch:
     kind : str
         ``photometry`` or ``spectra``.
     table : Table
-        Schema ``photometry`` (``origin`` 3, ``known_jd`` its own jd) or ``spectra``; ``hash64`` may be absent,
-        and ``objectId`` of a spectrum is what the file says, even where it is no ZTF name.
+        Schema ``photometry`` (``origin`` 3, ``known_jd`` its own jd) or ``spectra``; ``hash64`` may be
+        absent, and ``objectId`` of a spectrum is what the file says, even where it is no ZTF name.
     source_id : str
         Content digest of the file.
     name : str

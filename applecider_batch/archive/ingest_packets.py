@@ -73,8 +73,8 @@ class PacketStage:
             alerts = conform_with_hash("alerts", batch.alerts)
             if batch.packets_in != alerts.num_rows + batch.quarantine.num_rows:
                 raise InternalError(
-                    f"'{source.name}' gave {alerts.num_rows} alerts and {batch.quarantine.num_rows} quarantined "
-                    f"of {batch.packets_in} packets."
+                    f"'{source.name}' gave {alerts.num_rows} alerts and {batch.quarantine.num_rows} "
+                    f"quarantined of {batch.packets_in} packets."
                 )
             counts["packets_in"] += batch.packets_in
             counts["quarantined"] += batch.quarantine.num_rows
@@ -123,8 +123,8 @@ class PacketStage:
             or written.quarantine != quarantined
         ):
             raise InternalError(
-                f"The parts hold {written.alerts} alerts, {written.duplicates} duplicates and {written.quarantine} "
-                f"quarantined packets, expected {resolution.stored + replaced}, {lost} and {quarantined}."
+                f"The parts hold {written.alerts} alerts, {written.duplicates} duplicates and "
+                f"{written.quarantine} quarantined packets, expected {resolution.stored + replaced}, {lost} and {quarantined}."
             )
         for source_id, counts in self._counts.items():
             counts["stored"] = written.stored_by_source[source_id]

@@ -1,7 +1,7 @@
 """The objects of a snapshot: one row each with mean position, derived and cached beside the snapshot.
 
-The cache ``objects/<logical digest>.parquet`` is sorted by ``_healpix_29`` and made when it is first asked for;
-it can be removed at any time, and where the archive is read-only the table is made again each time.
+The cache ``objects/<logical digest>.parquet`` is sorted by ``_healpix_29`` and made when it is first asked
+for; it can be removed at any time, and where the archive is read-only the table is made again each time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _mean_positions(rows: pa.Table) -> pl.DataFrame:
     ra, dec = pl.col("ra").radians(), pl.col("dec").radians()
     vectors = frame.select("objectId", x=dec.cos() * ra.cos(), y=dec.cos() * ra.sin(), z=dec.sin())
     mean = vectors.group_by("objectId", maintain_order=True).agg(pl.col("x", "y", "z").drop_nulls().mean())
-    return mean.select(
+    return mean.fill_nan(None).select(
         "objectId",
         ra=pl.arctan2("y", "x").degrees() % 360,
         dec=pl.arctan2(pl.col("z"), (pl.col("x") ** 2 + pl.col("y") ** 2).sqrt()).degrees(),
@@ -135,10 +135,13 @@ def _cache_path(snapshot: Snapshot) -> str:
 
 
 def _write(archive: Archive, path: str) -> None:
-    with archive.store.open_output(path) as sink:
-        with pq.ParquetWriter(sink, load_table("objects").arrow, compression="zstd") as writer:
-            for table in _sorted(archive):
-                writer.write_table(table, row_group_size=_GROUP_ROWS)
+    schema = load_table("objects").arrow
+    with (
+        archive.store.open_output(path) as sink,
+        pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+    ):
+        for table in _sorted(archive):
+            writer.write_table(table, row_group_size=_GROUP_ROWS)
 
 
 def _sorted(archive: Archive) -> Iterator[pa.Table]:

@@ -42,7 +42,7 @@ SORT_KEYS = {
     "quarantine": ("source", "source_id", "member", "digest"),
 }
 _STAMPS = ("cutoutScience", "cutoutTemplate", "cutoutDifference")
-# Rows of a row group. Stamps: 64 triplets, measured faster to read than 256. A spectrum is as heavy as a stamp.
+# Rows of a row group. 64 triplets read faster than 256 (measured); a spectrum is as heavy as a stamp.
 _GROUP_ROWS = {"alerts": 8192, "photometry": 32768, "stamps": 64, "duplicates": 8192, "spectra": 512}
 _UNSORTED = ("quarantine",)
 
@@ -351,7 +351,12 @@ class PartReader:
         with self.open(name) as file:
             table = file.read_row_groups(groups, columns=needed, use_threads=False)
         start, stop = hash_slice(table.column("hash64").to_numpy(), lo, hi)
-        return _select_table(table.slice(start, stop - start), wanted, _select(schema, wanted))
+        if 2 * (stop - start) < table.num_rows:
+            # A copy, or the few rows wanted would keep whole row groups in memory.
+            table = table.take(pa.array(np.arange(start, stop)))
+        else:
+            table = table.slice(start, stop - start)
+        return _select_table(table, wanted, _select(schema, wanted))
 
     def read_groups(
         self,
@@ -379,5 +384,5 @@ def _select_table(table: pa.Table, names: list[str], schema: pa.Schema) -> pa.Ta
 def _missing(store: Store, path: str) -> ArchiveError:
     return ArchiveError(
         f"The file '{store.url}/{path}' that the snapshot names is missing.",
-        hint="Was it removed by 'archive gc' while a plan still pinned this snapshot? Plan again on the latest.",
+        hint="If 'archive gc' removed it while a plan still pinned this snapshot, plan again on the latest.",
     )

@@ -102,7 +102,7 @@ class Archive:
             alerts=alerts,
             photometry=photometry,
             spectra=self.read_spectra(lo, hi),
-            stamps=self._winners("stamps", lo, hi, None, lost) if stamps else None,
+            stamps=self.read_packets("stamps", lo, hi, None, lost) if stamps else None,
         )
 
     def duplicates(self, lo: int, hi: int) -> np.ndarray:
@@ -115,7 +115,17 @@ class Archive:
         self, lo: int, hi: int, columns: Iterable[str] | None = None, *, lost: np.ndarray | None = None
     ) -> pa.Table:
         """The alerts of a hash range, one row per candid, in the archive's order."""
-        return self._winners("alerts", lo, hi, columns, self.duplicates(lo, hi) if lost is None else lost)
+        return self.read_packets("alerts", lo, hi, columns, self.duplicates(lo, hi) if lost is None else lost)
+
+    def read_packets(
+        self, name: str, lo: int, hi: int, columns: Iterable[str] | None, lost: np.ndarray
+    ) -> pa.Table:
+        """The ``alerts`` or ``stamps`` of the winning packets; ``lost`` is what :meth:`duplicates` gives."""
+        schema = load_table(name).arrow
+        wanted = list(columns) if columns is not None else schema.names
+        keys = ["hash64", "objectId", "jd", "candid", "packet_digest"]
+        needed = [column for column in schema.names if column in wanted or column in keys]
+        return self._resolve(name, self._pieces(name, lo, hi, needed), lost, needed).select(wanted)
 
     def read_photometry(self, lo: int, hi: int) -> pa.Table:
         """The stitched photometry of a hash range."""
@@ -172,9 +182,9 @@ class Archive:
         Returns
         -------
         Table
-            ``hash_lo`` (uint64, first hash of the bucket; buckets are 2**52 wide), ``alerts``, ``photometry``,
-            ``stamps``, ``spectra`` (int64 rows; what several parts hold is counted several times) and ``bytes``
-            (int64, compressed). Buckets without rows are left out.
+            ``hash_lo`` (uint64, first hash of the bucket; buckets are 2**52 wide), ``alerts``,
+            ``photometry``, ``stamps``, ``spectra`` (int64 rows; what several parts hold is counted several
+            times) and ``bytes`` (int64, compressed). Buckets without rows are left out.
         """
         totals = {name: np.zeros(1 << HISTOGRAM_BITS, np.int64) for name in _COUNTED}
         size = np.zeros(1 << HISTOGRAM_BITS, np.float64)
@@ -193,7 +203,7 @@ class Archive:
         )
 
     def ranges(self, target_bytes: int, tables: Iterable[str] = _COUNTED) -> list[tuple[int, int]]:
-        """Cut all hashes into ranges whose row groups hold about ``target_bytes`` uncompressed in these tables."""
+        """Cut all hashes into ranges that hold about ``target_bytes`` (uncompressed) of these tables."""
         weights: list[tuple[int, int]] = []
         for part in self.parts:
             for name in tables:
@@ -206,15 +216,6 @@ class Archive:
         wanted = list(columns) if columns is not None else None
         tables = (part.read(name, lo, hi, wanted) for part in self.parts if part.overlaps(name, lo, hi))
         return [table for table in tables if table.num_rows]
-
-    def _winners(
-        self, name: str, lo: int, hi: int, columns: Iterable[str] | None, lost: np.ndarray
-    ) -> pa.Table:
-        schema = load_table(name).arrow
-        wanted = list(columns) if columns is not None else schema.names
-        keys = ["hash64", "objectId", "jd", "candid", "packet_digest"]
-        needed = [column for column in schema.names if column in wanted or column in keys]
-        return self._resolve(name, self._pieces(name, lo, hi, needed), lost, needed).select(wanted)
 
     def _resolve(
         self, name: str, pieces: list[pa.Table], lost: np.ndarray, columns: list[str] | None = None

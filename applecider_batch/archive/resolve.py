@@ -1,9 +1,9 @@
 """The same candid twice: which packet is stored.
 
-The most complete packet wins (``completeness``: stamps, then forced photometry, then history), then the smaller
-content digest. The rule needs no order of arrival. Packets that lose keep a row in the ``duplicates`` table, one
-per distinct content; a stored packet that a later, better one replaces gets such a row too, and a reader leaves
-out every alert that has one.
+The most complete packet wins (``completeness``: stamps, then forced photometry, then history), then the
+smaller content digest. The rule needs no order of arrival. Packets that lose keep a row in the ``duplicates``
+table, one per distinct content; a stored packet that a later, better one replaces gets such a row too, and a
+reader leaves out every alert that has one.
 """
 
 from __future__ import annotations

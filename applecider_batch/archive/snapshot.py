@@ -238,7 +238,8 @@ class Snapshot:
         )
 
 
-def _snapshot_file(number: int) -> str:
+def snapshot_file(number: int) -> str:
+    """Relative path of a snapshot."""
     return f"snapshots/{number:08d}.json"
 
 
@@ -263,11 +264,12 @@ def load_snapshot(store: Store, number: int | None = None) -> Snapshot:
         return Snapshot()
     if number not in present:
         raise ArchiveError(f"The archive '{store.url}' has no snapshot {number}; it has {present or 'none'}.")
-    value = store.read_json(_snapshot_file(number))
+    value = store.read_json(snapshot_file(number))
     try:
         if value["version"] != FORMAT_VERSION:
             raise ArchiveError(
-                f"Snapshot {number} of '{store.url}' has format version {value['version']}, not {FORMAT_VERSION}."
+                f"Snapshot {number} of '{store.url}' has format version {value['version']}; "
+                f"this program reads {FORMAT_VERSION}."
             )
         snapshot = Snapshot.from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -288,14 +290,14 @@ def commit_snapshot(store: Store, parent: Snapshot, new: Snapshot) -> Snapshot:
     latest = (snapshot_ids(store) or [0])[-1]
     numbered = replace(new, id=parent.id + 1, parent=parent.id)
     moved = SnapshotMoved(
-        f"Another process changed the archive '{store.url}' while this one worked (snapshot {parent.id} is no "
-        "longer the latest).",
+        f"Another process changed the archive '{store.url}' while this one worked: "
+        f"snapshot {parent.id} is no longer the latest.",
         hint="Nothing is lost; run the same command again.",
     )
     if latest != parent.id:
         raise moved
     try:
-        store.create_only(_snapshot_file(numbered.id), json_bytes(numbered.to_json()))
+        store.create_only(snapshot_file(numbered.id), json_bytes(numbered.to_json()))
     except FileExistsError:
         raise moved from None
     return numbered
@@ -322,7 +324,8 @@ def open_archive(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         raise ArchiveError(f"'{url}' is not an archive: its archive.json says {marker!r}.")
     if marker.get("version") != FORMAT_VERSION:
         raise ArchiveError(
-            f"The archive '{url}' has format version {marker.get('version')}; this program reads {FORMAT_VERSION}."
+            f"The archive '{url}' has format version {marker.get('version')}; "
+            f"this program reads {FORMAT_VERSION}."
         )
     return store
 
@@ -340,11 +343,11 @@ def create_archive(url: str, storage_options: Mapping[str, Any] | None = None) -
         return open_archive(url, storage_options)
     if store.is_local and store.exists() and not store.fs.isdir(store.path()):
         raise ArchiveError(f"'{url}' is a file, not an archive; give a folder or a new path.")
-    others = store.ls()
+    others = [name for name in store.ls() if not name.startswith(f".{MARKER}.")]  # left by a killed process
     if others:
         raise ArchiveError(
-            f"'{url}' is not an archive: it holds {len(others)} other entries ({', '.join(others[:3])}) and no "
-            "archive.json; give an empty or new folder.",
+            f"'{url}' is not an archive: it holds {len(others)} other entries ({', '.join(others[:3])}) "
+            "and no archive.json; give an empty or new folder.",
         )
     try:
         store.create_only(MARKER, json_bytes({"format": FORMAT, "version": FORMAT_VERSION}))

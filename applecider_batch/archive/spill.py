@@ -67,7 +67,7 @@ class Spill:
         self._memory = memory_bytes
         self._key = key
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
-        self._file: IO[bytes] = open(self._folder / _FILE, "w+b")
+        self._file: IO[bytes] = open(self._folder / _FILE, "w+b")  # noqa: SIM115  closed by close()
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._buffers: dict[str, list[pa.Table]] = {}
         self._buffered = 0

@@ -115,8 +115,9 @@ def commit(store: Store, names: dict[str, str], make: Callable[[Snapshot], Snaps
                 hint="Nothing is lost; run the same command again for the other sources.",
             )
         new = make(parent)
-        for part in new.parts[len(parent.parts) :]:
-            if not store.exists(part.index_path):
+        present = {part.part_id for part in parent.parts}
+        for part in new.parts:
+            if part.part_id not in present and not store.exists(part.index_path):
                 raise SnapshotMoved(
                     f"The part '{part.part_id}' vanished before it was committed; was 'archive gc' running?",
                     hint="Nothing is lost; run the same command again.",

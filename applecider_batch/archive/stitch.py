@@ -1,4 +1,5 @@
-"""One light curve per object out of overlapping packets: which version of a point is kept, and since when it is known.
+"""One light curve per object out of overlapping packets: the version of a point that is kept, and since when
+it is known.
 
 The rule is a minimum per key, so it can be applied to any pieces in any order and again to its own results.
 """
