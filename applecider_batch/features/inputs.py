@@ -1,0 +1,426 @@
+"""Everything a shard's rows and networks need, made from its packets behind each row's wall.
+
+:func:`prepare_shard` is the only entry: archive tables in, rows of the catalogue (without probabilities) and the
+inputs of each modality out. Inputs that are equal for several horizons exist once; ``row_index`` leads from a row to its
+input, -1 where it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from applecider_batch.digest import hash64
+from applecider_batch.errors import UserError
+from applecider_batch.features.asof import (
+    RowSet,
+    View,
+    Walls,
+    check_horizons,
+    expand_rows,
+    view_packets,
+    view_points,
+    walls_of,
+)
+from applecider_batch.features.episodes import Episodes, find_episodes
+from applecider_batch.features.gate import judge
+from applecider_batch.features.light_curves import (
+    N_FEATURES,
+    Events,
+    choose_points,
+    drop_repeated,
+    event_features,
+    in_sequence,
+    merge_events,
+)
+from applecider_batch.features.metadata import event_history, packet_metadata
+from applecider_batch.features.points import Alerts, Points, load_alerts, load_points
+from applecider_batch.features.profiles import Profile
+from applecider_batch.features.quality import Quality
+from applecider_batch.features.segments import expand_ranges, last_true, text_column
+from applecider_batch.features.spectra import (
+    ASSUMED_REDSHIFT_SOURCE,
+    choose_spectra,
+    coverage,
+    preprocess_spectrum,
+    redshifts,
+)
+from applecider_batch.features.summary import Summary, nullable, summarise
+from applecider_batch.logs import get_logger
+
+MODALITIES: tuple[str, ...] = ("photometry", "image", "spectra")
+JD_TO_MJD = 2400000.5
+_PARTIAL_COVERAGE = 0.5
+_log = get_logger(__name__)
+
+
+class Shard(Protocol):
+    """What this room needs of ``archive.read.ShardData``."""
+
+    objects: Sequence[str]
+    alerts: pa.Table
+    photometry: pa.Table
+    spectra: pa.Table
+
+
+@dataclass(frozen=True)
+class PhotometryInputs:
+    """Distinct light-curve sequences.
+
+    Attributes
+    ----------
+    values : ndarray, float32, shape (N, 7)
+        Not standardised: log1p(dt), log1p(dt_prev), log10 flux, its error, one-hot g, r, i.
+    offsets : ndarray, int64, shape (n + 1,)
+    row_index : ndarray, int32, shape (n_rows,)
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """Distinct packets whose stamps and metadata are read together.
+
+    Attributes
+    ----------
+    candid : ndarray, int64, shape (n,)
+    hash64 : ndarray, uint64, shape (n,)
+        Sharding hash of the object, for the stamp reader.
+    metadata : ndarray, float32, shape (n, F)
+        In the profile's order; missing is the profile's ``missing_value``.
+    row_index : ndarray, int32, shape (n_rows,)
+    """
+
+    candid: np.ndarray
+    hash64: np.ndarray
+    metadata: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class SpectraInputs:
+    """Distinct spectra on the profile's grid.
+
+    Attributes
+    ----------
+    flux : ndarray, float32, shape (n, n_points)
+    spec_id : list of str, length n
+    redshift : ndarray, float32, shape (n,)
+    row_index : ndarray, int32, shape (n_rows,)
+    """
+
+    flux: np.ndarray
+    spec_id: list[str]
+    redshift: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows and inputs of a shard.
+
+    Attributes
+    ----------
+    rows : pyarrow.Table
+        One row per (objectId, episode, horizon), sorted by (hash64, objectId, episode, horizon ascending, full
+        last); the columns of the ``catalogue`` schema that are known before inference.
+    photometry, image, spectra
+        Inputs of the networks.
+    light_curves : pyarrow.Table
+        Merged events behind the last wall of each episode: hash64, objectId, episode, jd, fid, flux_ujy,
+        flux_err_ujy, n_points, in_sequence.
+    """
+
+    rows: pa.Table
+    photometry: PhotometryInputs
+    image: ImageInputs
+    spectra: SpectraInputs
+    light_curves: pa.Table
+
+
+def prepare_shard(
+    shard: Shard,
+    horizons: Sequence[float | None],
+    profile: Profile,
+    *,
+    snapshot_jd_max: float,
+    modalities: Collection[str] = MODALITIES,
+) -> Prepared:
+    """Rows and network inputs of a shard, every one behind its own as-of wall.
+
+    Parameters
+    ----------
+    shard : archive.read.ShardData
+        Objects with alerts, stitched photometry and spectra.
+    horizons : sequence of float or None
+        Days after t0; None is the full history.
+    profile : Profile
+    snapshot_jd_max : float
+        Last jd of the snapshot: the wall of the full history.
+    modalities : collection of str
+        Which inputs are made, of photometry, image, spectra.
+
+    Returns
+    -------
+    Prepared
+        An object whose preparation failed has its rows, without inputs, with ``error_code``.
+
+    Raises
+    ------
+    UserError
+        For unknown modalities or wrong horizons.
+    """
+    if unknown := sorted(set(modalities) - set(MODALITIES)):
+        raise UserError(f"Unknown modalities {', '.join(unknown)}; allowed are {', '.join(MODALITIES)}.")
+    days = check_horizons(horizons)
+    return _Preparation(shard, days, profile, snapshot_jd_max, frozenset(modalities)).run()
+
+
+class _Preparation:
+    """One pass over a shard; each step is vectorised over all objects, episodes and horizons."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        horizons: Sequence[float | None],
+        profile: Profile,
+        snapshot_jd_max: float,
+        modalities: frozenset[str],
+    ) -> None:
+        names = (
+            pa.array(shard.objects, pa.string()) if not isinstance(shard.objects, pa.Array) else shard.objects
+        )
+        hashes = hash64(names)
+        order = np.lexsort((pc.rank(names).to_numpy(), hashes)) if len(names) else np.empty(0, np.int64)
+        self.objects: pa.Array = names.take(pa.array(order))
+        self.hashes: np.ndarray = hashes[order]
+        self.profile = profile
+        self.modalities = modalities
+        self.alerts: Alerts = load_alerts(shard.alerts, self.objects)
+        self.points: Points = load_points(shard.photometry, self.objects)
+        self.spectra_table = shard.spectra
+        self.episodes: Episodes = find_episodes(self.alerts, self.points, len(self.objects))
+        self.rows: RowSet = expand_rows(self.episodes, horizons, snapshot_jd_max)
+        self.walls: Walls = walls_of(self.episodes, self.rows.episode, self.rows.as_of_jd)
+        self.alert_view, self.point_view = view_packets(self.alerts, self.points, self.episodes, self.walls)
+        self.of_row = self.alert_view.of_wall
+        self.has_t0 = np.isfinite(self.episodes.t0)
+        self.quality = np.zeros(len(self.rows), np.int64)
+        self.columns: dict[str, pa.Array] = {}
+
+    def run(self) -> Prepared:
+        self._identity()
+        summary = summarise(self.alerts, self.alert_view, self.points, self.point_view)
+        self.columns |= {name: values.take(pa.array(self.of_row)) for name, values in summary.columns.items()}
+        self.quality |= summary.quality[self.of_row]
+        self._gate()
+        photometry, light_curves = self._photometry()
+        image = self._image(summary)
+        spectra = self._spectra()
+        self.quality |= np.where(self.has_t0[self.rows.episode], 0, Quality.NO_T0)
+        self.quality |= np.where(self.episodes.number[self.rows.episode] > 1, Quality.LATER_EPISODE, 0)
+        n = len(self.rows)
+        self.columns["quality_flags"] = pa.array(self.quality, pa.int64()).cast(pa.int32())
+        self.columns["error_code"] = pa.nulls(n, pa.string())
+        self.columns["object_error"] = pa.nulls(n, pa.string())
+        return Prepared(pa.table(self.columns), photometry, image, spectra, light_curves)
+
+    def _identity(self) -> None:
+        episodes, rows = self.episodes, self.rows
+        obj, no_t0 = episodes.obj[rows.episode], ~self.has_t0[rows.episode]
+        before = {"n_visits_before_t0": episodes.visits_before, "n_det_before_t0": episodes.detections_before}
+        self.columns |= {
+            "hash64": pa.array(self.hashes[obj], pa.uint64()),
+            "objectId": self.objects.take(pa.array(obj)),
+            "episode": pa.array(episodes.number[rows.episode], pa.int16()),
+            "t0": nullable(episodes.t0[rows.episode], pa.float64()),
+            "as_of_jd": pa.array(rows.as_of_jd, pa.float64()),
+            "horizon_days": nullable(rows.horizon_days, pa.float64()),
+            "horizon_complete": nullable(rows.complete, pa.bool_(), no_t0),
+        }
+        for name, values in before.items():
+            self.columns[name] = nullable(values[rows.episode], pa.int32(), values[rows.episode] < 0)
+
+    def _gate(self) -> None:
+        has_t0 = self.has_t0[self.alert_view.episode]
+        verdict = judge(self.alerts, self.alert_view, self.points, self.point_view, has_t0)
+        gate = verdict.gate[self.of_row]
+        self.columns["gate"] = pa.array(gate, pa.string())
+        self.columns["gate_reason"] = pa.array(verdict.reason[self.of_row], pa.string())
+        self.columns["prob_in_scope"] = pa.array((gate == "in_scope").astype(np.float32))
+
+    def _merged(self, view: View) -> Events:
+        sequence, position = choose_points(self.points, view.segment, view.position, self.profile)
+        p = self.points
+        return merge_events(
+            sequence, p.fid[position], p.jd[position], p.flux[position], p.flux_err[position], self.profile
+        )
+
+    def _photometry(self) -> tuple[PhotometryInputs, pa.Table]:
+        n_rows, n_views = len(self.rows), len(self.point_view)
+        if "photometry" not in self.modalities:
+            empty = np.empty((0, N_FEATURES), np.float32)
+            nothing = PhotometryInputs(empty, np.zeros(1, np.int64), np.full(n_rows, -1, np.int32))
+            return nothing, self._light_curves(self._merged(self.point_view).take(np.empty(0, np.int64)))
+        events = self._merged(self.point_view)
+        usable = events.take(self.has_t0[self.point_view.episode[events.sequence]])
+        # A cut on dt makes the sequence depend on the horizon as well as on what is visible.
+        if self.profile.cut_on_dt:
+            first = np.searchsorted(usable.sequence, self.of_row, "left")
+            last = np.searchsorted(usable.sequence, self.of_row, "right")
+            sequence, where = expand_ranges(first, last)
+            events_of = usable.take(where)
+            events_of = Events(
+                sequence, *(getattr(events_of, f) for f in list(Events.__dataclass_fields__)[1:])
+            )
+            made = event_features(events_of, n_rows, self.profile, self.rows.horizon_days)
+            to_sequence, family = np.arange(n_rows), self.rows.episode
+        else:
+            made = event_features(usable, n_views, self.profile)
+            to_sequence, family = self.of_row, self.point_view.episode
+        kept, item = drop_repeated(made, family)
+        counts = np.diff(made.offsets)[kept]
+        _, source = expand_ranges(made.offsets[kept], made.offsets[kept + 1])
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.quality |= np.where(made.n_not_positive[to_sequence] > 0, Quality.EVENTS_NOT_POSITIVE, 0)
+        self.quality |= np.where(made.n_cut[to_sequence] > 0, Quality.SEQUENCE_CUT, 0)
+        return PhotometryInputs(made.values[source], offsets, item[to_sequence]), self._light_curves(events)
+
+    def _light_curves(self, events: Events) -> pa.Table:
+        """Events behind the last wall of each episode, whatever their sign."""
+        last_row = np.flatnonzero(
+            np.append(self.rows.episode[1:] != self.rows.episode[:-1], True)[: len(self.rows)]
+        )
+        shown = np.zeros(len(self.point_view), bool)
+        shown[self.of_row[last_row]] = True
+        events = events.take(shown[events.sequence])
+        episode = self.point_view.episode[events.sequence]
+        obj = self.episodes.obj[episode]
+        return pa.table(
+            {
+                "hash64": pa.array(self.hashes[obj], pa.uint64()),
+                "objectId": self.objects.take(pa.array(obj)),
+                "episode": pa.array(self.episodes.number[episode], pa.int16()),
+                "jd": pa.array(events.jd, pa.float64()),
+                "fid": pa.array(events.fid, pa.int64()).cast(pa.int8()),
+                "flux_ujy": pa.array(events.flux, pa.float64()),
+                "flux_err_ujy": pa.array(events.flux_err, pa.float64()),
+                "n_points": pa.array(events.n_points, pa.int64()).cast(pa.int32()),
+                "in_sequence": pa.array(in_sequence(events)),
+            }
+        )
+
+    def _image(self, summary: Summary) -> ImageInputs:
+        view, alerts = self.alert_view, self.alerts
+        position = np.full(len(view), -1, np.int64)
+        if "image" in self.modalities:
+            position = last_true(alerts.eligible & alerts.stamps_ok, view.first, view.last)
+            position[~self.has_t0[view.episode]] = -1
+        found = np.flatnonzero(position >= 0)
+        pairs = np.stack([view.episode[found], position[found]], axis=1)
+        key, inverse = np.unique(pairs, axis=0, return_inverse=True)
+        episode, packet = key[:, 0], key[:, 1]
+        item = np.full(len(view), -1, np.int32)
+        item[found] = inverse.ravel()
+        row_item = item[self.of_row]
+        row_packet = position[self.of_row]
+        absent = row_packet < 0
+
+        # The metadata know what the packet knew: the same numbers at every horizon that shows this packet.
+        jd = alerts.jd[packet]
+        events = self._merged(view_points(self.points, self.episodes, Walls(episode, jd)))
+        history = event_history(events, len(packet), jd, self.profile)
+        metadata = packet_metadata(alerts, packet, history, self.profile)
+
+        full = np.isnan(self.rows.horizon_days)
+        now = np.where(full, summary.last_alert_jd[self.of_row], self.rows.as_of_jd)
+        age = np.where(absent, np.nan, now - (alerts.jd[row_packet] if len(alerts) else np.nan))
+        candid = alerts.candid[row_packet] if len(alerts) else row_packet
+        self.columns["candid_image"] = nullable(candid, pa.int64(), absent)
+        self.columns["image_age_days"] = nullable(age, pa.float32())
+        self.quality |= np.where(absent, Quality.NO_STAMPS, 0) if "image" in self.modalities else 0
+        hashes = self.hashes[alerts.obj[packet]]
+        return ImageInputs(alerts.candid[packet], hashes, metadata, row_item)
+
+    def _spectra(self) -> SpectraInputs:
+        n_rows, table, n_grid = len(self.rows), self.spectra_table, self.profile.spectrum_grid[2]
+        if "spectra" not in self.modalities:
+            table = table.slice(0, 0)
+        choice = choose_spectra(table, self.objects, self.episodes, self.rows, self.walls.wall_jd)
+        z, given = redshifts(table)
+        spec_ids, sources = text_column(table, "spec_id"), text_column(table, "redshift_source")
+        item_of: dict[int, int] = {}
+        flux: list[np.ndarray] = []
+        partial = set()
+        # In row order; one pass per distinct spectrum, of which there are few.
+        for position in dict.fromkeys(choice.position[choice.position >= 0].tolist()):
+            wavelength = np.asarray(table.column("wavelength")[position].values, np.float64)
+            values = np.asarray(table.column("flux")[position].values, np.float64)
+            made = preprocess_spectrum(wavelength, values, self.profile, float(z[position]))
+            if made is None or not np.isfinite(made).all():
+                continue
+            item_of[position] = len(flux)
+            flux.append(made)
+            if coverage(wavelength, self.profile, float(z[position])) < _PARTIAL_COVERAGE:
+                partial.add(position)
+        used = np.array(list(item_of), np.int64)
+        row_index = np.array([item_of.get(p, -1) for p in choice.position.tolist()], np.int32)
+        absent = row_index < 0
+        where = np.where(absent, 0, choice.position)
+        self._spectra_columns(table, where, absent, z, given, spec_ids, sources)
+        is_partial = np.isin(choice.position, np.array(sorted(partial), np.int64)) & ~absent
+        assumed = ~absent & (~given[where] if len(given) else True)
+        for condition, bit in (
+            (choice.host, Quality.HOST_SPECTRUM),
+            (choice.flattened, Quality.SPECTRUM_FLATTENED),
+            (choice.undated & ~absent, Quality.SPECTRUM_UNDATED),
+            (assumed & self.profile.spectrum_rest_frame, Quality.REDSHIFT_ASSUMED),
+            (is_partial, Quality.SPECTRUM_PARTIAL),
+        ):
+            self.quality |= np.where(condition, bit, 0)
+        matrix = np.stack(flux) if flux else np.empty((0, n_grid), np.float32)
+        assert len(row_index) == n_rows
+        return SpectraInputs(
+            matrix, spec_ids.take(pa.array(used)).to_pylist(), z[used].astype(np.float32), row_index
+        )
+
+    def _spectra_columns(
+        self,
+        table: pa.Table,
+        where: np.ndarray,
+        absent: np.ndarray,
+        z: np.ndarray,
+        given: np.ndarray,
+        spec_ids: pa.Array,
+        sources: pa.Array,
+    ) -> None:
+        rest = self.profile.spectrum_rest_frame
+        n = len(where)
+        if not table.num_rows:
+            for name, kind in (
+                ("spec_id", pa.string()),
+                ("spec_mjd", pa.float64()),
+                ("redshift_used", pa.float32()),
+                ("redshift_source", pa.string()),
+            ):
+                self.columns[name] = pa.nulls(n, kind)
+            return
+        index = pa.array(where, mask=absent)
+        jd = pc.subtract(table.column("jd").combine_chunks().cast(pa.float64()), JD_TO_MJD)
+        said = [s if g else ASSUMED_REDSHIFT_SOURCE for s, g in zip(sources.to_pylist(), given, strict=True)]
+        self.columns["spec_id"] = spec_ids.take(index)
+        self.columns["spec_mjd"] = pa.array(jd.to_pylist(), pa.float64()).take(index)
+        self.columns["redshift_used"] = nullable(
+            np.where(absent | (not rest), np.nan, z[where]), pa.float32()
+        )
+        self.columns["redshift_source"] = (
+            pa.array(said, pa.string()).take(index) if rest else pa.nulls(n, pa.string())
+        )

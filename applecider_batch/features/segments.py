@@ -1,0 +1,127 @@
+"""Operations on runs of equal keys: what lets a whole shard be computed without a loop over objects.
+
+Every function gives a segment the same bits whatever stands in its neighbours: sums go through ``reduceat``, one
+segment at a time, and never through differences of a running float sum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def float_column(table: pa.Table, name: str) -> np.ndarray:
+    """A numeric column as float64, null and absent as NaN, shape (n,)."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return pc.fill_null(table.column(name).cast(pa.float64()), float("nan")).to_numpy()
+
+
+def int_column(table: pa.Table, name: str, missing: int) -> np.ndarray:
+    """An integer column as int64, null and absent as ``missing``, shape (n,)."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, missing, np.int64)
+    return pc.fill_null(table.column(name).cast(pa.int64()), missing).to_numpy()
+
+
+def bool_column(table: pa.Table, name: str) -> np.ndarray:
+    """A boolean column, null as False, shape (n,)."""
+    return pc.fill_null(table.column(name), False).to_numpy()
+
+
+def text_column(table: pa.Table, name: str) -> pa.Array:
+    """A string column as one plain Arrow array, absent as nulls."""
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, pa.string())
+    column = table.column(name).cast(pa.string())
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
+
+
+def starts_of(*keys: np.ndarray) -> np.ndarray:
+    """First positions of the runs of equal keys, int64; the keys lie in sorted order, each (n,)."""
+    n = len(keys[0])
+    if n == 0:
+        return np.empty(0, np.int64)
+    new = np.ones(n, bool)
+    new[1:] = False
+    for key in keys:
+        new[1:] |= key[1:] != key[:-1]
+    return np.flatnonzero(new)
+
+
+def run_numbers(starts: np.ndarray, n: int) -> np.ndarray:
+    """Number of the run that each of n positions lies in, int64 (n,)."""
+    number = np.zeros(n, np.int64)
+    number[starts[1:]] = 1
+    return np.cumsum(number)
+
+
+def counts_of(segment: np.ndarray, n_segments: int, where: np.ndarray | None = None) -> np.ndarray:
+    """How many items (or those with ``where``) lie in each segment, int64 (n_segments,)."""
+    return np.bincount(segment if where is None else segment[where], minlength=n_segments)
+
+
+def reduce_segments(
+    operation: np.ufunc, values: np.ndarray, segment: np.ndarray, n_segments: int, empty: float
+) -> np.ndarray:
+    """``operation`` over the items of each segment; ``segment`` is ascending, empty segments give ``empty``."""
+    out = np.full(n_segments, empty, values.dtype)
+    if len(values):
+        starts = starts_of(segment)
+        out[segment[starts]] = operation.reduceat(values, starts)
+    return out
+
+
+def expand_ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All positions of the ranges [first, last).
+
+    Returns
+    -------
+    segment : ndarray, int64, shape (total,)
+        Which range, ascending.
+    position : ndarray, int64, shape (total,)
+    """
+    size = np.maximum(last - first, 0)
+    segment = np.repeat(np.arange(len(first)), size)
+    within = np.arange(len(segment)) - np.repeat(np.cumsum(size) - size, size)
+    return segment, first[segment] + within
+
+
+def search_in_segments(
+    segment: np.ndarray, value: np.ndarray, query_segment: np.ndarray, query: np.ndarray, side: str = "left"
+) -> np.ndarray:
+    """``numpy.searchsorted`` inside the query's own segment.
+
+    Parameters
+    ----------
+    segment, value : ndarray, shape (n,)
+        Sorted by (segment, value); no NaN.
+    query_segment, query : ndarray, shape (m,)
+    side : {"left", "right"}
+        "left": first position with value >= query; "right": first with value > query.
+
+    Returns
+    -------
+    ndarray, int64, shape (m,)
+        Position in the whole array, between the segment's start and end.
+    """
+    n, m = len(value), len(query)
+    query_first = 0 if side == "left" else 1
+    kind = np.concatenate([np.full(n, 1 - query_first), np.full(m, query_first)])
+    order = np.lexsort((kind, np.concatenate([value, query]), np.concatenate([segment, query_segment])))
+    before = np.cumsum(order < n)
+    out = np.empty(m, np.int64)
+    is_query = order >= n
+    out[order[is_query] - n] = before[is_query]
+    return out
+
+
+def last_true(flags: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Last position with a true flag in each range [first, last); -1 for none."""
+    latest = np.maximum.accumulate(np.where(flags, np.arange(len(flags)), -1)) if len(flags) else flags
+    out = np.full(len(first), -1, np.int64)
+    filled = last > first
+    out[filled] = latest[last[filled] - 1]
+    out[out < first] = -1
+    return out
