@@ -66,6 +66,7 @@ def plan(
     from applecider_batch.engine.plan import make_plan, open_inputs
 
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
+    device = resolve_device(device)
     made = make_plan(
         archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
         threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url, models=models,
@@ -148,10 +149,11 @@ def classify(
         archive_url, models, snapshot if snapshot is not None else run.pinned_snapshot(), storage_options
     )
     made = make_plan(
-        archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
-        threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url, models=models,
+        archive, model_set, horizons=horizons, region=region, device=resolve_device(device, address), dtype=dtype,
+        batch_size=batch_size, threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url,
+        models=models,
     )  # fmt: skip
-    spec = TaskSpec.of(made, run.store, storage_options)
+    spec = TaskSpec(made, run.store, dict(storage_options or {}))
     if executor == "serial":
         from applecider_batch.engine.serial import SerialExecutor
 
@@ -199,3 +201,21 @@ def logs(
     from applecider_batch.engine.status import read_log
 
     return read_log(Store(run_url, storage_options), lines)
+
+
+def resolve_device(device: str, address: str | None = None) -> str:
+    """``auto`` as ``cuda`` where there is a GPU (here, or on the cluster at ``address``), else ``cpu``."""
+    if device != "auto":
+        return device
+    if address is not None:
+        from applecider_batch.engine.ray_cluster import Connection
+
+        connection = Connection(address)
+        connection.open()
+        found = any(node.gpus for node in connection.nodes())
+        connection.close()
+    else:
+        import torch
+
+        found = torch.cuda.is_available()
+    return "cuda" if found else "cpu"

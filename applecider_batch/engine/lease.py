@@ -38,10 +38,14 @@ def machine_id() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks (a pid may be used again), None where it cannot be told."""
+    """Start time of a process in clock ticks (a pid may be used again); None where it cannot be told.
+
+    A process that is dead but not yet waited for counts as gone: "".
+    """
     try:
-        # Field 22; the name in field 2 may hold blanks and brackets, so count from its last bracket.
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        # Fields 3 and 22; the name in field 2 may hold blanks and brackets, so count from its last bracket.
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return None
 
@@ -97,7 +101,7 @@ class Lease:
         every_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._store, self._on_lost, self._on_beat, self._every = store, on_lost, on_beat, every_seconds
-        self._token = secrets.token_hex(8)
+        self.token = secrets.token_hex(4)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -122,7 +126,7 @@ class Lease:
     def _contents(self) -> bytes:
         return json_bytes(
             {
-                "token": self._token,
+                "token": self.token,
                 "host": socket.gethostname(),
                 "machine": machine_id(),
                 "pid": os.getpid(),
@@ -151,7 +155,7 @@ class Lease:
 
     def _mine(self) -> bool:
         holder = read_lease(self._store)
-        return holder is not None and holder.get("token") == self._token
+        return holder is not None and holder.get("token") == self.token
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every):

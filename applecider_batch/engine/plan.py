@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,11 @@ class Shard:
         return f"shard-{self.shard_id:05d}"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form; hashes in hex because JSON readers lose bits above 2**53."""
+        """JSON form; hashes as decimal strings because JSON readers lose bits above 2**53."""
         return {
             "shard_id": self.shard_id,
-            "hash_lo": f"{self.hash_lo:016x}",
-            "hash_hi": f"{self.hash_hi:016x}",
+            "hash_lo": str(self.hash_lo),
+            "hash_hi": str(self.hash_hi),
             "objects": self.objects,
             "alerts": self.alerts,
         }
@@ -67,8 +68,8 @@ class Shard:
         """The inverse of :meth:`to_json`."""
         return cls(
             value["shard_id"],
-            int(value["hash_lo"], 16),
-            int(value["hash_hi"], 16),
+            int(value["hash_lo"]),
+            int(value["hash_hi"]),
             value["objects"],
             value["alerts"],
         )
@@ -86,6 +87,8 @@ class Plan:
         In hash order, covering [0, 2**64).
     archive_url, snapshot_id, models : str, int, str
         Where the inputs were found; not part of the identity.
+    trained : bool
+        Whether all networks in use are trained (follows from the model set).
     """
 
     identity: dict[str, Any]
@@ -93,6 +96,7 @@ class Plan:
     archive_url: str
     snapshot_id: int
     models: str
+    trained: bool
 
     @property
     def run_id(self) -> str:
@@ -119,6 +123,7 @@ class Plan:
             "archive": self.archive_url,
             "snapshot_id": self.snapshot_id,
             "models": self.models,
+            "trained": self.trained,
             "shards": [shard.to_json() for shard in self.shards],
         }
 
@@ -140,6 +145,7 @@ class Plan:
                 value["archive"],
                 value["snapshot_id"],
                 value["models"],
+                value["trained"],
             )
             stated = value["run_id"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,6 +163,7 @@ class Plan:
             "logical_digest": self.identity["snapshot"],
             "models": self.models,
             "model_set_digest": self.identity["models"],
+            "trained": self.trained,
             "horizons": list(self.horizons),
             "region": self.identity["selection"]["region"],
             "device": self.identity["device_type"],
@@ -220,8 +227,7 @@ def make_plan(
         if value < 1:
             raise UsageError(f"The {name} must be at least 1, given was {value}.")
     cone = None if region is None else Region(*region)
-    objects, alerts = archive.bucket_counts(cone)
-    shards = cut_shards(objects, alerts, objects_per_shard)
+    shards = cut_shards(*_objects_of(archive, cone), objects_per_shard)
     identity = {
         "format": PLAN_FORMAT,
         "pipeline_version": __version__,
@@ -235,45 +241,50 @@ def make_plan(
         "threads": threads,
         "shards": {
             "count": len(shards),
-            "digest": json_digest([[f"{s.hash_lo:016x}", f"{s.hash_hi:016x}"] for s in shards]),
+            "digest": json_digest([[str(s.hash_lo), str(s.hash_hi)] for s in shards]),
         },
     }
-    return Plan(identity, shards, archive_url, archive.snapshot.id, models)
+    return Plan(identity, shards, archive_url, archive.snapshot.id, models, model_set.trained)
 
 
-def cut_shards(objects: np.ndarray, alerts: np.ndarray, objects_per_shard: int) -> tuple[Shard, ...]:
-    """Balanced hash ranges from counts per hash bucket.
+def _objects_of(archive: Any, cone: Region | None) -> tuple[np.ndarray, np.ndarray]:
+    """hash64 and number of alerts of all objects selected; the same before and after compaction."""
+    from applecider_batch.archive.objects import objects_table
+
+    table = objects_table(archive)
+    hashes, alerts = table.column("hash64").to_numpy(), table.column("n_alerts").to_numpy()
+    if cone is None:
+        return hashes, alerts
+    inside = cone.contains(table.column("ra").to_numpy(), table.column("dec").to_numpy())
+    return hashes[inside], alerts[inside]
+
+
+def cut_shards(hashes: np.ndarray, alerts: np.ndarray, objects_per_shard: int) -> tuple[Shard, ...]:
+    """Balanced hash ranges.
 
     Parameters
     ----------
-    objects, alerts : ndarray, int, shape (B,)
-        Counts of the B equal ranges of [0, 2**64); B is a power of two.
+    hashes : ndarray, uint64, shape (n,)
+        hash64 of every object, in any order.
+    alerts : ndarray, int, shape (n,)
+        Alerts of every object.
     objects_per_shard : int
 
     Returns
     -------
     tuple of Shard
-        At least one; together they cover [0, 2**64); each but the last is closed as soon as its share is reached.
+        At least one; together they cover [0, 2**64).
     """
-    buckets = len(objects)
-    width = HASH64_END // buckets
-    total = int(np.sum(objects))
-    count = max(1, math.ceil(total / objects_per_shard))
-    cumulative = np.cumsum(objects)
-    # The k-th cut is the first bucket edge at or after k/count of all objects.
-    targets = [total * k / count for k in range(1, count)]
-    edges = np.unique([0, *(int(np.searchsorted(cumulative, t)) + 1 for t in targets), buckets])
+    order = np.argsort(hashes, kind="stable")
+    hashes, alerts = np.asarray(hashes, np.uint64)[order], np.asarray(alerts, np.int64)[order]
+    count = max(1, math.ceil(len(hashes) / objects_per_shard))
+    starts = [len(hashes) * k // count for k in range(1, count)]
+    edges = [0, *sorted({int(hashes[start]) for start in starts} - {0}), HASH64_END]
     shards = []
-    for number, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        shards.append(
-            Shard(
-                number,
-                int(start) * width,
-                int(stop) * width,
-                int(np.sum(objects[start:stop])),
-                int(np.sum(alerts[start:stop])),
-            )
-        )
+    for number, (lo, hi) in enumerate(pairwise(edges)):
+        first = np.searchsorted(hashes, np.uint64(lo))
+        last = np.searchsorted(hashes, np.uint64(hi)) if hi < HASH64_END else len(hashes)
+        shards.append(Shard(number, lo, hi, int(last - first), int(alerts[first:last].sum())))
     return tuple(shards)
 
 

@@ -162,7 +162,7 @@ class RunFolder:
         for name in self.store.ls("data"):
             if match := _DATA_NAME.match(name):
                 by_shard.setdefault(match[1], []).append(name)
-        removed = []
+        removed: list[str] = []
         for shard in sorted(self.committed() & set(by_shard)):
             names = by_shard[shard]
             if len(names) > 1:

@@ -65,6 +65,8 @@ class ShardOutputs:
         NaN where the item was not run or the network gave no finite answer.
     latents : dict of modality -> ndarray, float32, shape (n_items, D)
         NaN in the same rows; D is 0 where nothing was run.
+    absent : dict of modality -> ndarray, bool, shape (n_items,)
+        True where an item was not run because it has no usable input (an event-less light curve, damaged stamps).
     batches : dict of modality -> int
         Batches run.
     degraded : bool
@@ -75,6 +77,7 @@ class ShardOutputs:
 
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     latents: dict[str, np.ndarray] = field(default_factory=dict)
+    absent: dict[str, np.ndarray] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)
     degraded: bool = False
     calibration: Calibration = field(default_factory=Calibration)
@@ -124,6 +127,7 @@ def infer(
         busy = [lane for lane in busy if lane.collect()]
     for lane in lanes:
         outputs.logits[lane.modality], outputs.latents[lane.modality] = lane.arrays()
+        outputs.absent[lane.modality] = lane.absent
         outputs.batches[lane.modality] = lane.batches_run
         outputs.degraded |= lane.degraded
     return outputs
@@ -138,6 +142,7 @@ class _Lane:
         self.modality, self.batches_run, self.degraded = modality, 0, False
         self._batches, self._port, self._in_flight = batches, port, in_flight
         self._pending: deque[tuple[np.ndarray, Any]] = deque()
+        self.absent = np.ones(count, bool)
         self._logits = np.full((count, 5), np.nan, np.float32)
         self._latents: np.ndarray | None = None
 
@@ -156,6 +161,7 @@ class _Lane:
         items, handle = self._pending.popleft()
         answer = self._port.result(handle)
         self._logits[items] = answer["logits"]
+        self.absent[items] = False
         if self._latents is None:
             shape = (len(self._logits), answer["latent"].shape[1])
             self._latents = np.full(shape, np.nan, np.float32)
@@ -194,7 +200,7 @@ def _photometry(values: np.ndarray, offsets: np.ndarray, batch_size: int) -> Ite
 def _images(
     image: Any, cutouts: CutoutReader, batch_size: int, wire: np.dtype
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Image batches; a stamp shared by neighbouring items is read and decoded once."""
+    """Image batches; a stamp shared by neighbouring items is cut once, an item without usable stamps left out."""
     kept: dict[int, np.ndarray] = {}
     for items in cut(len(image.candid), batch_size):
         candids = np.asarray(image.candid)[items]
@@ -202,8 +208,11 @@ def _images(
         missing = np.array([c for c in wanted if c not in kept], np.int64)
         fresh = dict(zip(missing.tolist(), cutouts(missing), strict=True)) if len(missing) else {}
         kept = {c: fresh[c] if c in fresh else kept[c] for c in wanted}
-        stacked = np.stack([kept[c] for c in candids.tolist()]).astype(wire)
-        yield items, {"image": stacked, "metadata": np.asarray(image.metadata)[items].astype(np.float32)}
+        stacked = np.stack([kept[c] for c in candids.tolist()])
+        usable = ~np.isnan(stacked).all(axis=(1, 2, 3))
+        if usable.any():
+            metadata = np.asarray(image.metadata)[items[usable]].astype(np.float32)
+            yield items[usable], {"image": stacked[usable].astype(wire), "metadata": metadata}
 
 
 class StampCutouts:
@@ -251,7 +260,7 @@ class StampCutouts:
         table = self._read(np.array(candids, np.int64))
         made = self._cut(table)
         absent = np.full(self._shape, np.nan, np.float32)
-        self._kept.update({c: absent for c in candids})
+        self._kept.update(dict.fromkeys(candids, absent))
         self._kept.update(zip(table.column("candid").to_pylist(), made, strict=True))
 
     def _cut(self, table: pa.Table) -> np.ndarray | list[np.ndarray]:

@@ -1,0 +1,338 @@
+"""The run loop: hands shards to an executor, counts charges, quarantines, keeps the folder's records.
+
+Both executors are driven by the same loop; they differ only in where a shard is worked on.
+
+Charges (why a shard is given up): an error in the shard and the death of its own worker are charged; the death of
+a model actor or of a node is not.  At :data:`MAX_CHARGES` charges the shard is quarantined.  A shard that loses more
+than :data:`FREE_LOSSES` attempts to dying actors or nodes is charged for the further ones, so a run always ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Protocol
+
+from applecider_batch.engine.lease import Lease
+from applecider_batch.engine.outcome import Outcome
+from applecider_batch.engine.plan import Plan, Shard
+from applecider_batch.engine.run_folder import Lines, RunFolder
+from applecider_batch.errors import AppleciderError, InternalError
+from applecider_batch.logs import Progress, get_logger
+
+MAX_CHARGES = 4
+FREE_LOSSES = 8
+CANCEL = "cancel.json"
+WATCH_SECONDS = 1.0
+FLUSH_SECONDS = 10.0
+
+# Kinds of outcome that count towards quarantine; "infrastructure" does not, "fatal" ends the run.
+CHARGED = ("error", "worker_died")
+
+_log = get_logger(__name__)
+
+
+class RunInterrupted(AppleciderError):
+    """The run was stopped by a signal or ``cancel``; everything committed is safe and the run can be resumed."""
+
+    exit_code = 143
+
+
+class RunInterruptedByUser(RunInterrupted):
+    """Stopped by SIGINT."""
+
+    exit_code = 130
+
+
+class Executor(Protocol):
+    """Where shards are worked on."""
+
+    name: str
+
+    def start(self, stop: threading.Event) -> None:
+        """Make everything ready; ``stop`` is set when no new work is to be begun."""
+
+    def free(self) -> int:
+        """How many more shards can be handed in now."""
+
+    def submit(self, shard: Shard, attempt: str) -> None:
+        """Hand a shard in."""
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Attempts that ended; waits at most about so long for the first one."""
+
+    def close(self) -> None:
+        """Stop everything at once."""
+
+
+class Driver:
+    """Works through a run with an executor.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    plan : Plan
+        Must have the identity of the folder's plan, if there is one.
+    executor : Executor
+    progress : bool
+        Show progress on stderr.
+    """
+
+    def __init__(self, folder: RunFolder, plan: Plan, executor: Executor, *, progress: bool = True) -> None:
+        self._folder, self._plan, self._executor, self._show = folder, plan, executor, progress
+        self._stop = threading.Event()
+        self._reason: AppleciderError | None = None
+        self._charges: dict[str, int] = {}
+        self._losses: dict[str, int] = {}
+        self._failures: dict[str, int] = {}
+
+    def run(self, *, limit_shards: int | None = None, retry_quarantined: bool = False) -> dict[str, Any]:
+        """Do all shards that are not done; see :func:`applecider_batch.engine.api.classify`."""
+        plan = self._folder.begin(self._plan)
+        lease = Lease(self._folder.store, on_lost=self._lease_lost)
+        with lease, self._signals(), self._cancel_watch():
+            done = self._folder.committed()
+            if retry_quarantined:
+                for name in sorted(self._folder.quarantined()):
+                    self._folder.release(name)
+            set_aside = self._folder.quarantined()
+            pending = deque(s for s in plan.shards if s.name not in done and s.name not in set_aside)
+            if limit_shards is not None:
+                pending = deque(list(pending)[:limit_shards])
+            session = _Session(self._folder, self._executor.name, plan, lease.token)
+            started = time.monotonic()
+            try:
+                if pending:
+                    self._recall_failures(pending)
+                    self._executor.start(self._stop)
+                    self._loop(pending, session, len(plan.shards), len(done))
+                self._raise_if_stopped()
+            except BaseException as error:
+                session.end(_ending(error))
+                raise
+            finally:
+                self._executor.close()
+            self._folder.collect_garbage()
+            result = summarise(self._folder, plan)
+            seconds = time.monotonic() - started
+            result |= {"seconds": round(seconds, 3), "objects_per_s": round(session.objects / seconds, 2)}
+            session.end(result["state"])
+        return result
+
+    def _loop(self, pending: deque[Shard], session: _Session, total: int, done: int) -> None:
+        under_way = 0
+        with Progress("classify", total, unit="shards", enabled=self._show) as progress:
+            progress.already(done)
+            while (pending or under_way) and not self._stop.is_set():
+                while pending and self._executor.free() > 0 and not self._stop.is_set():
+                    shard = pending.popleft()
+                    self._executor.submit(shard, session.next_attempt())
+                    under_way += 1
+                for outcome in self._executor.wait(WATCH_SECONDS):
+                    under_way -= 1
+                    if outcome.kind == "committed":
+                        session.committed(outcome)
+                        progress.update(1, **{"objects/s": f"{session.rate:,.1f}"})
+                    elif outcome.kind == "fatal":
+                        session.log(f"{outcome.shard.name} stopped the run: {outcome.error}")
+                        raise outcome.raised or InternalError(f"{outcome.shard.name}: {outcome.error}")
+                    elif outcome.kind != "interrupted" and not self._failed(outcome, session):
+                        pending.append(outcome.shard)
+                session.flush()
+
+    def _failed(self, outcome: Outcome, session: _Session) -> bool:
+        """Record a failed attempt; True if the shard is quarantined by it."""
+        name = outcome.shard.name
+        charged = outcome.kind in CHARGED
+        if not charged:
+            self._losses[name] = self._losses.get(name, 0) + 1
+            charged = self._losses[name] > FREE_LOSSES
+        charges = self._charges[name] = self._charges.get(name, 0) + charged
+        number = self._failures[name] = self._failures.get(name, 0) + 1
+        record = {
+            "shard_id": outcome.shard.shard_id,
+            "kind": outcome.kind,
+            "charged": charged,
+            "charges": charges,
+            "error": outcome.error,
+            "type": outcome.error_type,
+            "detail": outcome.detail,
+            "session": session.number,
+        }
+        self._folder.record_failure(name, number, record)
+        session.log(f"{name} failed ({outcome.kind}, charge {charges} of {MAX_CHARGES}): {record['error']}")
+        if charges < MAX_CHARGES:
+            return False
+        self._folder.quarantine(name, record)
+        session.log(f"{name} is quarantined")
+        _log.warning("%s is set aside after %d failures: %s", name, charges, record["error"])
+        return True
+
+    def _recall_failures(self, pending: deque[Shard]) -> None:
+        """Charges of earlier sessions still count."""
+        wanted = {shard.name for shard in pending}
+        for name, records in self._folder.failures().items():
+            if name in wanted:
+                self._charges[name] = sum(bool(r["charged"]) for r in records)
+                self._losses[name] = sum(r["kind"] == "infrastructure" for r in records)
+                self._failures[name] = len(records)
+
+    # ---- being stopped
+
+    def _halt(self, reason: AppleciderError) -> None:
+        if self._reason is None:
+            self._reason = reason
+        self._stop.set()
+
+    def _raise_if_stopped(self) -> None:
+        if self._reason is not None:
+            raise self._reason
+
+    def _lease_lost(self) -> None:
+        self._halt(
+            RunInterrupted(f"Another driver took over the run '{self._folder.store.url}'; this one stops.")
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop the run in good order; a second one ends the process as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            kind = RunInterruptedByUser if number == signal.SIGINT else RunInterrupted
+            self._halt(
+                kind(
+                    f"Interrupted; the run '{self._folder.store.url}' keeps what is committed.",
+                    hint="Run the same command again to go on.",
+                )
+            )
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+        for number in old:
+            signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def _cancel_watch(self) -> Iterator[None]:
+        """Look for ``cancel.json`` from a thread; an old request is not for this driver."""
+        store = self._folder.store
+        store.delete(CANCEL)
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(WATCH_SECONDS if store.is_local else 5 * WATCH_SECONDS):
+                with contextlib.suppress(AppleciderError, OSError):
+                    if store.exists(CANCEL):
+                        self._halt(RunInterrupted(f"The run '{store.url}' was cancelled; it can be resumed."))
+                        return
+
+        thread = threading.Thread(target=watch, name="cancel", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=30)
+            with contextlib.suppress(AppleciderError, OSError):
+                store.delete(CANCEL)
+
+
+class _Session:
+    """One driver's part of a run: attempts, metrics, log and manifest."""
+
+    def __init__(self, folder: RunFolder, executor: str, plan: Plan, token: str) -> None:
+        self._manifest = Lines(folder.store, "manifest.jsonl")
+        self._metrics = Lines(folder.store, "metrics.jsonl")
+        self._log = Lines(folder.store, "log.txt")
+        self.number = self._manifest.count + 1
+        self.objects = 0
+        self._attempts = 0
+        self._token = token
+        self._started = time.monotonic()
+        self._flushed = self._started
+        self._about = {"executor": executor, "host": socket.gethostname(), "pid": os.getpid()}
+        self._write_manifest("start")
+        self.log(f"session {self.number} starts: run {plan.run_id}, {executor} executor")
+        self.flush(now=True)
+
+    def next_attempt(self) -> str:
+        """A name that no other attempt of the run has: the 15th of session 2, and that driver's own token."""
+        self._attempts += 1
+        return f"s{self.number}a{self._attempts}t{self._token}"
+
+    @property
+    def rate(self) -> float:
+        """Objects per second of this session."""
+        return self.objects / max(time.monotonic() - self._started, 1e-9)
+
+    def committed(self, outcome: Outcome) -> None:
+        record = outcome.record
+        self.objects += record["objects"]
+        line = {"shard_id": record["shard_id"], "objects": record["objects"], "rows": record["rows"]}
+        self._metrics.add(json.dumps({**line, "session": self.number, **outcome.metrics}, sort_keys=True))
+        note = f", {record['objects_in_error']} in error" if record["objects_in_error"] else ""
+        note += ", degraded" if record["degraded"] else ""
+        self.log(f"{outcome.shard.name} committed: {record['objects']} objects, {record['rows']} rows{note}")
+
+    def log(self, text: str) -> None:
+        self._log.add(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}")
+
+    def flush(self, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._flushed = time.monotonic()
+            self._metrics.flush()
+            self._log.flush()
+
+    def end(self, state: str) -> None:
+        """Last lines; storage that refuses must not hide why the run ended."""
+        self.log(f"session {self.number} ends: {state}")
+        self._write_manifest(state, end=True)
+        with contextlib.suppress(AppleciderError, OSError):
+            self.flush(now=True)
+
+    def _write_manifest(self, state: str, *, end: bool = False) -> None:
+        entry = {"session": self.number, "time": time.time(), "state": state, **self._about}
+        self._manifest.add(json.dumps({**entry, "objects": self.objects} if end else entry, sort_keys=True))
+        with contextlib.suppress(AppleciderError, OSError) if end else contextlib.nullcontext():
+            self._manifest.flush()
+
+
+def summarise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
+    """Counts of a run from its commit records."""
+    done, set_aside = folder.committed(), folder.quarantined()
+    records = [folder.commit_record(shard.name) for shard in plan.shards if shard.name in done]
+    remaining = len(plan.shards) - len(records) - len(set_aside)
+    state = "complete" if len(records) == len(plan.shards) else ("incomplete" if remaining else "partial")
+    return {
+        "run_id": plan.run_id,
+        "run": folder.store.url,
+        "state": state,
+        "shards": len(plan.shards),
+        "shards_committed": len(records),
+        "shards_quarantined": len(set_aside),
+        "shards_remaining": remaining,
+        "objects": sum(r["objects"] for r in records),
+        "rows": sum(r["rows"] for r in records),
+        "objects_in_error": sum(r["objects_in_error"] for r in records),
+        "degraded_shards": sum(bool(r["degraded"]) for r in records),
+        "trained": plan.trained,
+    }
+
+
+def _ending(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, RunInterrupted) else f"failed: {type(error).__name__}: {error}"

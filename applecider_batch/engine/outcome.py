@@ -1,0 +1,90 @@
+"""What becomes of an attempt at a shard, and how an exception turns into it."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from applecider_batch.engine.plan import Shard
+from applecider_batch.engine.shard_task import ShardTask
+from applecider_batch.errors import AppleciderError, StorageError
+from applecider_batch.inference.shard import Port
+
+# The storage itself refuses: no other shard would fare better, so the run stops instead of quarantining them all.
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+class Stopped(Exception):
+    """Raised ahead of a batch when the run is to stop."""
+
+
+class ModelLost(Exception):
+    """A model actor or its node died under a batch."""
+
+
+@dataclass
+class Outcome:
+    """What became of an attempt at a shard.
+
+    Attributes
+    ----------
+    shard : Shard
+    kind : str
+        ``committed``, ``error``, ``worker_died``, ``infrastructure``, ``fatal`` or ``interrupted``.
+    record, metrics : dict
+        Commit record, and seconds by step, of a committed shard.
+    error, error_type : str
+        The error's sentence and class.
+    detail : str
+        Traceback or what is known.
+    raised : AppleciderError or None
+        What to end the run with, if ``fatal``.
+    """
+
+    shard: Shard
+    kind: str
+    record: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    error_type: str = ""
+    detail: str = ""
+    raised: AppleciderError | None = None
+
+
+def attempt_shard(task: ShardTask, shard: Shard, name: str, ports: Mapping[str, Port]) -> Outcome:
+    """One attempt at a shard; every ordinary exception becomes an outcome that can cross processes.
+
+    Parameters
+    ----------
+    task : ShardTask
+    shard : Shard
+    name : str
+        The attempt's name.
+    ports : mapping of modality -> Port
+    """
+    try:
+        done = task.run(shard, name, ports)
+    except Stopped:
+        return Outcome(shard, "interrupted")
+    except ModelLost as error:
+        return Outcome(shard, "infrastructure", error=str(error), error_type="ModelLost")
+    except Exception as error:
+        failed = Outcome(
+            shard, "error", error=str(error) or repr(error), error_type=type(error).__name__,
+            detail=traceback.format_exc(),
+        )  # fmt: skip
+        if is_fatal(error):
+            failed.kind = "fatal"
+            failed.raised = error if isinstance(error, AppleciderError) else StorageError(f"{error}.")
+        return failed
+    metrics = {key: value for key, value in done.items() if key not in ("record", "committed")}
+    return Outcome(shard, "committed", record=done["record"], metrics=metrics)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether the storage itself refused, so that the run has to stop: no space, no permission, read-only."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno in _FATAL)

@@ -1,0 +1,68 @@
+"""The serial executor: one shard after the other in this process, without Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from applecider_batch.engine.outcome import Outcome, Stopped, attempt_shard
+from applecider_batch.engine.plan import Shard
+from applecider_batch.engine.shard_task import ShardTask, TaskSpec
+from applecider_batch.inference.predictor import Predictor
+from applecider_batch.inference.shard import LocalPort, Port
+
+
+class SerialExecutor:
+    """Works on one shard at a time, in the caller's thread.
+
+    Parameters
+    ----------
+    spec : TaskSpec
+    """
+
+    name = "serial"
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self._spec = spec
+        self._task: ShardTask | None = None
+        self._ports: dict[str, Port] = {}
+        self._queue: deque[tuple[Shard, str]] = deque()
+        self._stop = threading.Event()
+
+    def start(self, stop: threading.Event) -> None:
+        """Open the inputs and load the networks; UserError where one is refused."""
+        self._stop = stop
+        self._task = ShardTask(self._spec)
+        identity = self._spec.plan.identity
+        for modality in self._task.modalities:
+            predictor = Predictor(
+                self._task.model_set.defaults[modality],
+                device=identity["device_type"],
+                dtype=identity["dtype"],
+                threads=identity["threads"],
+            )
+            self._ports[modality] = LocalPort(predictor, self._check)
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def free(self) -> int:
+        """One shard at a time."""
+        return 1 - len(self._queue)
+
+    def submit(self, shard: Shard, attempt: str) -> None:
+        """Remember the shard; :meth:`wait` works on it."""
+        self._queue.append((shard, attempt))
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Work on the shard handed in."""
+        if not self._queue or self._task is None:
+            return []
+        shard, name = self._queue.popleft()
+        return [attempt_shard(self._task, shard, name, self._ports)]
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        self._ports.clear()
+        self._task = None

@@ -1,0 +1,273 @@
+"""The work on one shard: read, prepare, infer, assemble, write, commit.
+
+A pure function of the plan and the shard: nothing in the rows depends on the executor, the attempt or the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from applecider_batch import __version__
+from applecider_batch.digest import table_digest
+from applecider_batch.engine.plan import Plan, Shard
+from applecider_batch.engine.region import select_region
+from applecider_batch.engine.run_folder import RunFolder
+from applecider_batch.errors import UserError
+from applecider_batch.inference.calibration import Calibration
+from applecider_batch.inference.fusion import MODALITIES
+from applecider_batch.inference.shard import Port, ShardOutputs, StampCutouts, infer
+from applecider_batch.storage import Store
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The lower floors as a shard task calls them; :func:`real_rooms` are the package's own.
+
+    Attributes
+    ----------
+    open_archive : callable, (url, storage_options, snapshot) -> Archive
+    load_models : callable, (models) -> ModelSet
+    prepare : callable, (shard data, horizons, profile name, jd_max, modalities) -> Prepared
+    cutouts : callable, (stamps table, profile name) -> float32 (n, C, S, S)
+    cutout_shape : callable, (profile name) -> (C, S, S)
+    assemble : callable, (prepared, outputs, identity) -> catalogue rows
+    """
+
+    open_archive: Callable[..., Any]
+    load_models: Callable[..., Any]
+    prepare: Callable[..., Any]
+    cutouts: Callable[..., np.ndarray]
+    cutout_shape: Callable[..., tuple[int, int, int]]
+    assemble: Callable[..., pa.Table]
+
+
+def _prepare(data: Any, horizons: Any, profile: str, jd_max: float, modalities: set[str]) -> Any:
+    from applecider_batch.features.inputs import prepare_shard
+    from applecider_batch.features.profiles import get_profile
+
+    return prepare_shard(
+        data, list(horizons), get_profile(profile), snapshot_jd_max=jd_max, modalities=modalities
+    )
+
+
+def _cutouts(stamps: pa.Table, profile: str) -> np.ndarray:
+    from applecider_batch.features.cutouts import make_cutouts
+    from applecider_batch.features.profiles import get_profile
+
+    return make_cutouts(stamps, get_profile(profile))
+
+
+def _cutout_shape(profile: str) -> tuple[int, int, int]:
+    from applecider_batch.features.profiles import get_profile
+
+    found = get_profile(profile)
+    return found.image_channels, found.image_size, found.image_size
+
+
+def _open_archive(url: str, storage_options: Mapping[str, Any] | None, snapshot: int | None) -> Any:
+    from applecider_batch.archive.read import Archive
+
+    return Archive.open(url, storage_options, snapshot)
+
+
+def _load_models(models: str) -> Any:
+    from applecider_batch.models.model_set import ModelSet
+
+    return ModelSet.load(models, check_weights=False)
+
+
+def real_rooms() -> Rooms:
+    """The package's own lower floors."""
+    from applecider_batch.catalog.rows import assemble_rows
+
+    return Rooms(_open_archive, _load_models, _prepare, _cutouts, _cutout_shape, assemble_rows)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """All that a process needs to work on shards of a run; small, and sent to every worker once."""
+
+    plan: Plan
+    run: Store
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    rooms: Rooms = field(default_factory=real_rooms)
+
+    def without_shards(self) -> TaskSpec:
+        """The same without the list of shards, which may be long and comes shard by shard."""
+        return replace(self, plan=replace(self.plan, shards=()))
+
+
+class ShardTask:
+    """Works on shards of one run in one process.
+
+    Parameters
+    ----------
+    spec : TaskSpec
+
+    Raises
+    ------
+    UserError
+        If the archive or the model set is refused, or is not the plan's.
+    """
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.plan = spec.plan
+        self.folder = RunFolder(spec.run)
+        self._rooms = spec.rooms
+        identity = spec.plan.identity
+        self._archive = spec.rooms.open_archive(
+            spec.plan.archive_url, spec.storage_options or None, spec.plan.snapshot_id
+        )
+        self.model_set = spec.rooms.load_models(spec.plan.models)
+        for what, found, planned in (
+            ("archive", self._archive.snapshot.logical_digest, identity["snapshot"]),
+            ("model set", self.model_set.digest, identity["models"]),
+        ):
+            if found != planned:
+                raise UserError(
+                    f"The {what} is not the plan's: digest {found} was found, the plan says {planned}.",
+                    hint="Give the run's own inputs on every node, or start a new run.",
+                )
+        self._profile: str = self.model_set.profile
+        self._modalities = [name for name in MODALITIES if name in self.model_set.defaults]
+        self._calibration = Calibration.from_document(self.model_set.calibration)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities for which the model set has a network."""
+        return list(self._modalities)
+
+    def run(self, shard: Shard, attempt: str, ports: Mapping[str, Port]) -> dict[str, Any]:
+        """Do the shard and commit it.
+
+        Parameters
+        ----------
+        shard : Shard
+        attempt : str
+            Letters and digits, not used before in this run; part of the data file's name only.
+        ports : mapping of modality -> Port
+
+        Returns
+        -------
+        dict
+            ``record`` (the commit record), ``committed`` (False if another attempt was first), ``seconds`` by step.
+        """
+        clock = _Clock()
+        data = self._archive.read_shard(shard.hash_lo, shard.hash_hi)
+        if self.plan.region is not None:
+            data = select_region(data, self.plan.region)
+        clock.lap("read")
+        jd_max = self._archive.snapshot.jd_max
+        prepared = self._rooms.prepare(
+            data, self.plan.horizons, self._profile, 0.0 if jd_max is None else jd_max, set(self._modalities)
+        )
+        del data
+        clock.lap("prepare")
+        outputs = self._infer(shard, prepared, ports)
+        prepared = without_absent(prepared, outputs)
+        clock.lap("infer")
+        table = self._rooms.assemble(prepared, outputs, self._row_identity(shard))
+        clock.lap("rows")
+        data_file = f"data/{shard.name}.{attempt}.parquet"
+        content = parquet_bytes(table)
+        self.folder.store.write_atomic(data_file, content)
+        clock.lap("write")
+        record = {
+            "run_id": self.plan.run_id,
+            "shard_id": shard.shard_id,
+            "hash_lo": str(shard.hash_lo),
+            "hash_hi": str(shard.hash_hi),
+            "data_file": data_file,
+            "rows": table.num_rows,
+            "objects": pc.count_distinct(table.column("objectId")).as_py(),
+            "objects_in_error": _objects_in_error(table),
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "content_digest": table_digest(table),
+            "degraded": outputs.degraded,
+        }
+        try:
+            self.folder.commit(shard.name, record)
+        except FileExistsError:
+            self.folder.store.delete(data_file)
+            return {
+                "record": self.folder.commit_record(shard.name), "committed": False, "seconds": clock.seconds,
+            }  # fmt: skip
+        clock.lap("commit")
+        return {"record": record, "committed": True, "seconds": clock.seconds, "batches": outputs.batches}
+
+    def _infer(self, shard: Shard, prepared: Any, ports: Mapping[str, Port]) -> Any:
+        candids = np.asarray(prepared.image.candid) if "image" in ports else np.empty(0, np.int64)
+        cutouts = StampCutouts(
+            lambda wanted: self._archive.read_stamps(shard.hash_lo, shard.hash_hi, wanted.tolist()),
+            lambda stamps: self._rooms.cutouts(stamps, self._profile),
+            self._rooms.cutout_shape(self._profile),
+            candids,
+        )
+        identity = self.plan.identity
+        return infer(
+            prepared,
+            cutouts,
+            ports,
+            batch_size=dict.fromkeys(MODALITIES, identity["batch_size"]),
+            dtype=identity["dtype"],
+            calibration=self._calibration,
+        )
+
+    def _row_identity(self, shard: Shard) -> dict[str, Any]:
+        return {
+            "run_id": self.plan.run_id,
+            "shard_id": shard.shard_id,
+            "model_set_id": self.model_set.model_set_id,
+            "calibration_id": self.model_set.calibration_id,
+            "anomaly_ref_id": self.model_set.anomaly_ref_id,
+            "pipeline_version": __version__,
+            "trained": self.model_set.trained,
+            "calibrated": self._calibration.calibrated,
+        }
+
+
+def without_absent(prepared: Any, outputs: ShardOutputs) -> Any:
+    """Prepared inputs in which items that turned out to be unusable (damaged stamps) are absent, not failed."""
+    for modality, absent in outputs.absent.items():
+        if absent.any():
+            inputs = getattr(prepared, modality)
+            index = np.array(inputs.row_index)
+            index[(index >= 0) & absent[index]] = -1
+            prepared = replace(prepared, **{modality: replace(inputs, row_index=index)})
+    return prepared
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as Parquet: one row group, the same bytes for the same rows."""
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd", row_group_size=max(table.num_rows, 1))
+    return out.getvalue()
+
+
+def _objects_in_error(table: pa.Table) -> int:
+    bad = table.filter(pc.is_valid(table.column("error_code")))
+    return int(pc.count_distinct(bad.column("objectId")).as_py())
+
+
+class _Clock:
+    """Seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, step: str) -> None:
+        now = time.monotonic()
+        self.seconds[step] = round(now - self._last, 4)
+        self._last = now
