@@ -134,7 +134,7 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
             bright_near, bright_mag = far, float(14.0 - rng.exponential(0.9))
     ids = np.int64(10**17) + rng.integers(0, 9 * 10**16, len(distance))
     return Environment(
-        ra=ra, dec=dec, east=east, north=north, distance=distance, mag=mag, 
+        ra=ra, dec=dec, east=east, north=north, distance=distance, mag=mag,
         score=np.round(score, 6).astype(np.float64),
         ps1_id=ids,
         is_host=host, own_star=own, ref=int(in_reference[0]) if len(in_reference) else -1, neargaia=near,

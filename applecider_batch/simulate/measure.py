@@ -348,9 +348,10 @@ class ForcedHistory:
             forcediffimfluxunc=FORCED_MISSING if bad else sigma * (1.0 + 0.01 * revision),
         )  # fmt: skip
         if nearest >= 0 and not bad:
+            east_deg = float(environment.east[nearest] / np.cos(np.radians(environment.dec))) / 3600.0
             record.update(
                 distnr=float(environment.distance[nearest]),
-                ranr=environment.ra + float(environment.east[nearest] / np.cos(np.radians(environment.dec))) / 3600.0,
+                ranr=environment.ra + east_deg,
                 decnr=environment.dec + float(environment.north[nearest]) / 3600.0,
                 magnr=float(environment.mag[nearest, v.fid[k] - 1]), sigmagnr=0.05, chinr=0.8, sharpnr=0.0,
             )  # fmt: skip
