@@ -1,8 +1,8 @@
 """Rows (object, episode, horizon) and the wall of each: what was known by then.
 
-A row's wall is ``as_of_jd``: t0 + horizon, or for the full history the end of the snapshot. Visible are packets with
-jd <= as_of_jd and before the next episode's t0, and points with the same condition on ``known_jd``; both from 30 d
-before t0 on. A row of an object without t0 sees all of the object's history.
+A row's wall is ``as_of_jd``: t0 + horizon, or for the full history the end of the snapshot. Visible are
+packets with jd <= as_of_jd and before the next episode's t0, and points with the same condition on
+``known_jd``; both from 30 d before t0 on. A row of an object without t0 sees all of the object's history.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class View:
     of_wall : ndarray of int64, shape (m,)
         Number of the distinct view of each wall.
     episode, first, last : ndarray of int64, shape (v,)
-        Per distinct view: its episode, and the range [first, last) of positions before the filter on the start.
+        Per distinct view: its episode, and the range [first, last) of positions before the filter on the
+        start.
     segment, position : ndarray of int64, shape (p,)
         All (view, position) pairs, views ascending.
     """
@@ -153,7 +154,8 @@ def view_packets(alerts: Alerts, points: Points, episodes: Episodes, walls: Wall
 
 
 def view_points(points: Points, episodes: Episodes, walls: Walls) -> View:
-    """Points visible behind each wall, one view per wall; positions are in order of known_jd inside a view."""
+    """Points visible behind each wall, one view per wall; positions are in order of known_jd inside a
+    view."""
     first, last = _known_points(points, episodes, walls)
     every = np.arange(len(walls))
     return _point_view(points, episodes, walls, every, every, first, last)

@@ -26,9 +26,10 @@ def make_cutouts(stamps: pa.Table, profile: Profile) -> np.ndarray:
     Returns
     -------
     ndarray, float32, shape (n, C, S, S)
-        Science, template, difference and, where the profile has it, the radial distance from the centre. Everything
-        is finite, except with ``stamp_fill = "keep"``. A row whose stamps are missing or do not fill their own shape
-        is NaN as a whole, so that it cannot pass for an image: the caller takes such rows for absent.
+        Science, template, difference and, where the profile has it, the radial distance from the centre.
+        Everything is finite, except with ``stamp_fill = "keep"``. A row whose stamps are missing or do not
+        fill their own shape is NaN as a whole, so that it cannot pass for an image: the caller takes such
+        rows for absent.
     """
     n, size = stamps.num_rows, profile.image_size
     out = np.empty((n, profile.image_channels, size, size), np.float32)

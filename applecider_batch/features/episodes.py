@@ -2,19 +2,19 @@
 
 Rule
 ----
-*Eligible* is an alert with positive subtraction, rb >= 0.55 where given, and no solar-system match within 12". The
-first eligible alert opens episode 1 and is its t0. An object known only from a photometry table has one episode,
-t0 = its first positive detection there. prv_candidates and forced points never set t0.
+*Eligible* is an alert with positive subtraction, rb >= 0.55 where given, and no solar-system match within
+12". The first eligible alert opens episode 1 and is its t0. An object known only from a photometry table has
+one episode, t0 = its first positive detection there. prv_candidates and forced points never set t0.
 
-Two neighbouring alerts p, q of an object (those with a solar-system match left out, any sign) have a *quiet gap* between
-them if (a) no detection for at least 60 d: the largest distance in time between neighbouring detections from p to
-q, counting the prv_candidates known by q, reaches 60 d; and (b) at least 5 visits without detection: ncovhist -
-ndethist grew by 5 or more from p to q. The first eligible alert at or after the end of a quiet gap opens a new episode.
-Without ncovhist or ndethist there is no new episode.
+Two neighbouring alerts p, q of an object (those with a solar-system match left out, any sign) have a *quiet
+gap* between them if (a) no detection for at least 60 d: the largest distance in time between neighbouring
+detections from p to q, counting the prv_candidates known by q, reaches 60 d; and (b) at least 5 visits
+without detection: ncovhist - ndethist grew by 5 or more from p to q. The first eligible alert at or after the
+end of a quiet gap opens a new episode. Without ncovhist or ndethist there is no new episode.
 
-Everything here follows from packets at or before the episode's own t0: (a) takes only points with known_jd <= q's
-jd, and p and q lie at or before t0. So whether an episode exists at a horizon never depends on later packets.
-An episode ends where the next one's t0 begins: packets from then on are not its own.
+Everything here follows from packets at or before the episode's own t0: (a) takes only points with known_jd <=
+q's jd, and p and q lie at or before t0. So whether an episode exists at a horizon never depends on later
+packets. An episode ends where the next one's t0 begins: packets from then on are not its own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Episodes:
     t0, t0_next : ndarray of float64, shape (n,)
         JD of the first eligible alert (NaN for number 0) and of the next episode's (inf where there is none).
     visits_before, detections_before : ndarray of int64, shape (n,)
-        ncovhist - 1 and ndethist - 1 of the alert at t0: both count the alert's own exposure. -1 where not known.
+        ncovhist - 1 and ndethist - 1 of the alert at t0: both count the alert's own exposure. -1 where not
+        known.
     """
 
     obj: np.ndarray

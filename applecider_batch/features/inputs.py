@@ -1,15 +1,13 @@
 """Everything a shard's rows and networks need, made from its packets behind each row's wall.
 
-:func:`prepare_shard` is the only entry: archive tables in, rows of the catalogue (without probabilities) and the
-inputs of each modality out. Inputs that are equal for several horizons exist once; ``row_index`` leads from a row to its
-input, -1 where it has none.
+:func:`prepare_shard` is the only entry: archive tables in, rows of the catalogue (without probabilities) and
+the inputs of each modality out. Inputs that are equal for several horizons exist once; ``row_index`` leads
+from a row to its input, -1 where it has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +38,16 @@ from applecider_batch.features.light_curves import (
 )
 from applecider_batch.features.metadata import event_history, packet_metadata
 from applecider_batch.features.points import Alerts, Points, load_alerts, load_points
+from applecider_batch.features.prepared import (
+    LIGHT_CURVE_SCHEMA,
+    ImageInputs,
+    PhotometryInputs,
+    Prepared,
+    Shard,
+    SpectraInputs,
+    prepare_isolating,
+    rows_schema,
+)
 from applecider_batch.features.profiles import Profile
 from applecider_batch.features.quality import Quality
 from applecider_batch.features.segments import expand_ranges, last_true, text_column
@@ -51,99 +59,10 @@ from applecider_batch.features.spectra import (
     redshifts,
 )
 from applecider_batch.features.summary import Summary, nullable, summarise
-from applecider_batch.logs import get_logger
 
 MODALITIES: tuple[str, ...] = ("photometry", "image", "spectra")
 JD_TO_MJD = 2400000.5
 _PARTIAL_COVERAGE = 0.5
-_log = get_logger(__name__)
-
-
-class Shard(Protocol):
-    """What this room needs of ``archive.read.ShardData``."""
-
-    objects: Sequence[str]
-    alerts: pa.Table
-    photometry: pa.Table
-    spectra: pa.Table
-
-
-@dataclass(frozen=True)
-class PhotometryInputs:
-    """Distinct light-curve sequences.
-
-    Attributes
-    ----------
-    values : ndarray, float32, shape (N, 7)
-        Not standardised: log1p(dt), log1p(dt_prev), log10 flux, its error, one-hot g, r, i.
-    offsets : ndarray, int64, shape (n + 1,)
-    row_index : ndarray, int32, shape (n_rows,)
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-    row_index: np.ndarray
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """Distinct packets whose stamps and metadata are read together.
-
-    Attributes
-    ----------
-    candid : ndarray, int64, shape (n,)
-    hash64 : ndarray, uint64, shape (n,)
-        Sharding hash of the object, for the stamp reader.
-    metadata : ndarray, float32, shape (n, F)
-        In the profile's order; missing is the profile's ``missing_value``.
-    row_index : ndarray, int32, shape (n_rows,)
-    """
-
-    candid: np.ndarray
-    hash64: np.ndarray
-    metadata: np.ndarray
-    row_index: np.ndarray
-
-
-@dataclass(frozen=True)
-class SpectraInputs:
-    """Distinct spectra on the profile's grid.
-
-    Attributes
-    ----------
-    flux : ndarray, float32, shape (n, n_points)
-    spec_id : list of str, length n
-    redshift : ndarray, float32, shape (n,)
-    row_index : ndarray, int32, shape (n_rows,)
-    """
-
-    flux: np.ndarray
-    spec_id: list[str]
-    redshift: np.ndarray
-    row_index: np.ndarray
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Rows and inputs of a shard.
-
-    Attributes
-    ----------
-    rows : pyarrow.Table
-        One row per (objectId, episode, horizon), sorted by (hash64, objectId, episode, horizon ascending, full
-        last); the columns of the ``catalogue`` schema that are known before inference.
-    photometry, image, spectra
-        Inputs of the networks.
-    light_curves : pyarrow.Table
-        Merged events behind the last wall of each episode: hash64, objectId, episode, jd, fid, flux_ujy,
-        flux_err_ujy, n_points, in_sequence.
-    """
-
-    rows: pa.Table
-    photometry: PhotometryInputs
-    image: ImageInputs
-    spectra: SpectraInputs
-    light_curves: pa.Table
 
 
 def prepare_shard(
@@ -181,7 +100,11 @@ def prepare_shard(
     if unknown := sorted(set(modalities) - set(MODALITIES)):
         raise UserError(f"Unknown modalities {', '.join(unknown)}; allowed are {', '.join(MODALITIES)}.")
     days = check_horizons(horizons)
-    return _Preparation(shard, days, profile, snapshot_jd_max, frozenset(modalities)).run()
+
+    def prepare(part: Shard) -> Prepared:
+        return _Preparation(part, days, profile, snapshot_jd_max, frozenset(modalities)).run()
+
+    return prepare_isolating(shard, prepare, snapshot_jd_max, profile)
 
 
 class _Preparation:
@@ -231,7 +154,9 @@ class _Preparation:
         self.columns["quality_flags"] = pa.array(self.quality, pa.int64()).cast(pa.int32())
         self.columns["error_code"] = pa.nulls(n, pa.string())
         self.columns["object_error"] = pa.nulls(n, pa.string())
-        return Prepared(pa.table(self.columns), photometry, image, spectra, light_curves)
+        schema = rows_schema()
+        rows = pa.table([self.columns[field.name].cast(field.type) for field in schema], schema=schema)
+        return Prepared(rows, photometry, image, spectra, light_curves)
 
     def _identity(self) -> None:
         episodes, rows = self.episodes, self.rows
@@ -304,19 +229,19 @@ class _Preparation:
         events = events.take(shown[events.sequence])
         episode = self.point_view.episode[events.sequence]
         obj = self.episodes.obj[episode]
-        return pa.table(
-            {
-                "hash64": pa.array(self.hashes[obj], pa.uint64()),
-                "objectId": self.objects.take(pa.array(obj)),
-                "episode": pa.array(self.episodes.number[episode], pa.int16()),
-                "jd": pa.array(events.jd, pa.float64()),
-                "fid": pa.array(events.fid, pa.int64()).cast(pa.int8()),
-                "flux_ujy": pa.array(events.flux, pa.float64()),
-                "flux_err_ujy": pa.array(events.flux_err, pa.float64()),
-                "n_points": pa.array(events.n_points, pa.int64()).cast(pa.int32()),
-                "in_sequence": pa.array(in_sequence(events)),
-            }
-        )
+        columns = {
+            "hash64": pa.array(self.hashes[obj], pa.uint64()),
+            "objectId": self.objects.take(pa.array(obj)),
+            "episode": pa.array(self.episodes.number[episode], pa.int16()),
+            "jd": pa.array(events.jd, pa.float64()),
+            "fid": pa.array(events.fid, pa.int64()),
+            "flux_ujy": pa.array(events.flux, pa.float64()),
+            "flux_err_ujy": pa.array(events.flux_err, pa.float64()),
+            "n_points": pa.array(events.n_points, pa.int64()),
+            "in_sequence": pa.array(in_sequence(events)),
+        }
+        arrays = [columns[field.name].cast(field.type) for field in LIGHT_CURVE_SCHEMA]
+        return pa.table(arrays, schema=LIGHT_CURVE_SCHEMA)
 
     def _image(self, summary: Summary) -> ImageInputs:
         view, alerts = self.alert_view, self.alerts

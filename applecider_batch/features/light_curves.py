@@ -1,15 +1,17 @@
-"""Light curves: points to merged events to the seven features of an event, for all sequences of a shard at once.
+"""Light curves: points to merged events to the seven features of an event, for all sequences of a shard at
+once.
 
 The way of a point (arXiv:2507.16088, section 3.1 and Table 4; upstream's variants through the profile):
 
-1. *Which points.* Detections of either sign. A forced point counts where the profile's ``forced_snr`` is reached
-   (in absolute value, so that neither sign is favoured) and where no detection came from the same exposure: the
-   alert's own fit is kept, the same photons are not counted twice. Without the threshold half of the forced points before an
-   explosion would be events made of noise and would start the clock; 5 sigma is what an alert needs.
+1. *Which points.* Detections of either sign. A forced point counts where the profile's ``forced_snr`` is
+   reached (in absolute value, so that neither sign is favoured) and where no detection came from the same
+   exposure: the alert's own fit is kept, the same photons are not counted twice. Without the threshold half
+   of the forced points before an explosion would be events made of noise and would start the clock; 5 sigma
+   is what an alert needs.
 2. *Merge.* Per sequence and band in time order: a group begins at an event and takes all that follow within
-   <= 0.5 d of its **first**. ``inverse_variance``: w = 1/sigma^2, sigma_merged = (sum w)^(-1/2); ``inverse_error``
-   (upstream): w = 1/(sigma + 1e-8), sigma_merged = the weighted mean of sigma. Time and flux are weighted means.
-   Fluxes are signed (upstream: absolute values).
+   <= 0.5 d of its **first**. ``inverse_variance``: w = 1/sigma^2, sigma_merged = (sum w)^(-1/2);
+   ``inverse_error`` (upstream): w = 1/(sigma + 1e-8), sigma_merged = the weighted mean of sigma. Time and
+   flux are weighted means. Fluxes are signed (upstream: absolute values).
 3. *Events.* All bands by time. Merged events whose flux is not positive leave the sequence and are counted.
    dt is measured from the first event that is left, dt_prev from the previous one (0 for the first).
 4. *Features*: log1p(dt), log1p(dt_prev), log10 max(flux, floor), sigma/(flux ln 10), one-hot g, r, i.
@@ -21,7 +23,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from applecider_batch.features.points import CANDIDATE, LN10, Points, latest_revisions
+from applecider_batch.features.points import (
+    CANDIDATE,
+    FORCED,
+    LN10,
+    Points,
+    latest_revisions,
+    repeated_measurements,
+)
 from applecider_batch.features.profiles import Profile
 from applecider_batch.features.segments import (
     counts_of,
@@ -84,39 +93,21 @@ def choose_points(
     sequence, position : ndarray of int64, shape (q,)
     """
     keep = latest_revisions(points, sequence, position)
-    detection, forced = points.detection[position], points.forced[position]
+    keep &= ~repeated_measurements(points, sequence, position)
+    forced = points.forced[position]
     usable = np.isfinite(points.flux[position])
     bands = (points.fid[position] >= 1) & (points.fid[position] <= 3)
-    use = detection.copy()
-    if profile.forced_snr is not None:
-        significant = np.abs(points.flux[position]) >= profile.forced_snr * points.flux_err[position]
-        use |= forced & significant & ~_same_exposure(points, sequence, position, detection & usable, forced)
-    chosen = np.flatnonzero(keep & use & usable & bands)
+    if profile.forced_snr is None:
+        # A table's flux still counts where it is a detection: the object may have nothing else.
+        measured = points.detection[position] & (points.origin[position] != FORCED)
+    else:
+        measured = np.abs(points.flux[position]) >= profile.forced_snr * points.flux_err[position]
+    chosen = np.flatnonzero(keep & usable & bands & np.where(forced, measured, points.detection[position]))
     sequence, position = sequence[chosen], position[chosen]
     if profile.one_per_exposure:
         first = _first_per_exposure(points, sequence, position)
         sequence, position = sequence[first], position[first]
     return sequence, position
-
-
-def _same_exposure(
-    points: Points, sequence: np.ndarray, position: np.ndarray, detection: np.ndarray, forced: np.ndarray
-) -> np.ndarray:
-    """True for pairs whose exposure also has a usable detection: equal pid and band, or equal jd and band."""
-    out = np.zeros(len(sequence), bool)
-    for identity in (points.pid, points.jd):
-        mixed = np.flatnonzero(detection | forced)
-        where = position[mixed]
-        known = np.ones(len(mixed), bool) if identity is points.jd else points.pid[where] >= 0
-        mixed, where = mixed[known], where[known]
-        keys = (sequence[mixed], points.fid[where], identity[where])
-        order = np.lexsort(keys[::-1])
-        starts = starts_of(*(key[order] for key in keys))
-        if not len(starts):
-            continue
-        any_detection = np.logical_or.reduceat(detection[mixed[order]] & ~forced[mixed[order]], starts)
-        out[mixed[order]] |= any_detection[run_numbers(starts, len(order))]
-    return out
 
 
 def _first_per_exposure(points: Points, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -179,8 +170,8 @@ def merge_events(
 def _group_starts(sequence: np.ndarray, fid: np.ndarray, jd: np.ndarray, window_days: float) -> np.ndarray:
     """First positions of the merge groups; input sorted by (sequence, fid, jd).
 
-    Each point knows the first one that lies beyond its own window; the groups of all sequences are then walked side
-    by side, one group a step, so the number of steps is that of the longest sequence.
+    Each point knows the first one that lies beyond its own window; the groups of all sequences are then
+    walked side by side, one group a step, so the number of steps is that of the longest sequence.
     """
     n = len(jd)
     runs = starts_of(sequence, fid)

@@ -1,12 +1,13 @@
 """Metadata of one packet, by name: the 19 numbers of the paper's Table 2 and upstream's columns.
 
-Most are fields of ``candidate``. The others follow from counters of the packet and from the merged events known when
-the packet was sent (never from later ones):
+Most are fields of ``candidate``. The others follow from counters of the packet and from the merged events
+known when the packet was sent (never from later ones):
 
 - ``nnondet`` = ncovhist - ndethist
 - ``days_since_peak`` = packet - brightest event so far, ``days_to_peak`` = that event - first event,
   ``age`` = their sum = packet - first event, all in days
-- ``peakmag_so_far``, ``maxmag_so_far`` = smallest and largest magnitude of the events so far, zero-point of the profile
+- ``peakmag_so_far``, ``maxmag_so_far`` = smallest and largest magnitude of the events so far, zero-point of
+  the profile
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from applecider_batch.features.segments import counts_of, reduce_segments
 
 #: Fields taken from the packet as they are.
 CANDIDATE_FIELDS: tuple[str, ...] = (
-    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec", "diffmaglim", "sky",
-    "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "classtar", "fid", "rb", "chipsf", "distnr", "magnr",
-    "ranr", "decnr", "fwhm", "srmag1", "sgmag1", "simag1", "szmag1", "srmag2", "sgmag2", "simag2", "szmag2",
+    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec",
+    "diffmaglim", "sky", "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "classtar", "fid", "rb",
+    "chipsf", "distnr", "magnr", "ranr", "decnr", "fwhm", "srmag1", "sgmag1", "simag1", "szmag1", "srmag2", "sgmag2", "simag2", "szmag2",
     "clrcoeff", "clrcounc", "zpclrcov",
 )  # fmt: skip
 HISTORY_FIELDS: tuple[str, ...] = (

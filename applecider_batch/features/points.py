@@ -1,7 +1,7 @@
 """Alerts and photometry points of a shard as arrays, each point with its signed flux.
 
-Fluxes are in µJy (zero-point 23.9: m_AB = 23.9 - 2.5 log10 f). A detection's ``magpsf`` is the magnitude of the
-absolute difference flux, its sign is ``isdiffpos``. A forced point's ``forcediffimflux`` (DN, signed) becomes
+Fluxes are in µJy (zero-point 23.9: m_AB = 23.9 - 2.5 log10 f). A detection's ``magpsf`` is the magnitude of
+the absolute difference flux, its sign is ``isdiffpos``. A forced point's ``forcediffimflux`` (DN, signed) becomes
 f = DN * 10^(-0.4 (magzpsci - 23.9)) (Masci et al. 2023, arXiv:2305.16279).
 """
 
@@ -13,17 +13,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.features.segments import bool_column, float_column, int_column, starts_of, text_column
+from applecider_batch.features.segments import (
+    bool_column,
+    float_column,
+    int_column,
+    run_numbers,
+    starts_of,
+    text_column,
+)
 
 ZERO_POINT_UJY = 23.9
 LN10 = float(np.log(10.0))
-#: Magnitudes outside and errors above these are no photometry (a broken packet), and are left out of every sum.
+#: Magnitudes outside and errors above these are no photometry (a broken packet), and are left out of every
+#: sum.
 MAG_RANGE = (5.0, 30.0)
 SIGMA_MAG_MAX = 5.0
 FLUX_MAX_UJY = 10 ** (-0.4 * (MAG_RANGE[0] - ZERO_POINT_UJY))
 
 RB_MIN = 0.55  # Fink's cut on rb
 SOLAR_SYSTEM_ARCSEC = 12.0  # BOOM's radius for a known solar-system object
+
+SAME_EXPOSURE_DAYS = 1e-4
 
 CANDIDATE, PRV_CANDIDATE, FORCED, TABLE = 0, 1, 2, 3
 NO_ID = -1
@@ -40,7 +50,8 @@ def index_of_objects(table: pa.Table, objects: pa.Array) -> np.ndarray:
 
 
 def mag_to_flux(mag: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AB magnitude and error to flux and error in µJy: f = 10^(-0.4 (m - 23.9)), sigma_f = sigma f ln(10)/2.5."""
+    """AB magnitude and error to flux and error in µJy: f = 10^(-0.4 (m - 23.9)), sigma_f = sigma f
+    ln(10)/2.5."""
     with np.errstate(over="ignore"):
         flux = 10.0 ** (-0.4 * (mag - ZERO_POINT_UJY))
         return flux, sigma / (2.5 / LN10) * flux
@@ -86,7 +97,8 @@ class Alerts:
 def load_alerts(table: pa.Table, objects: pa.Array) -> Alerts:
     """Alerts table (schema ``alerts``) to :class:`Alerts`.
 
-    Eligible is an alert with positive subtraction, rb >= 0.55 where given, and no solar-system match within 12".
+    Eligible is an alert with positive subtraction, rb >= 0.55 where given, and no solar-system match within
+    12".
     """
     obj = index_of_objects(table, objects)
     jd = float_column(table, "jd")
@@ -118,8 +130,9 @@ class Points:
     ----------
     obj, jd, known_jd, fid, origin, candid, pid, known_candid : ndarray, shape (n,)
     detection, forced : ndarray of bool, shape (n,)
-        A detection of the alert pipeline or of a table, of either sign; a measurement of whatever size was there
-        (fp_hists, and tables of fluxes, which are detections as well from a signal-to-noise ratio of 5 on).
+        A detection of the alert pipeline or of a table, of either sign; a measurement of whatever size was
+        there (fp_hists, and tables of fluxes, which are detections as well from a signal-to-noise ratio of 5
+        on).
     sign : ndarray of int8, shape (n,)
         1, -1, or 0 where not said.
     mag : ndarray, shape (n,)
@@ -278,3 +291,42 @@ def latest_revisions(points: Points, sequence: np.ndarray, position: np.ndarray)
     keep[pairs] = False
     keep[pairs[order[last]]] = True
     return keep
+
+
+def repeated_measurements(points: Points, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Which (sequence, point) pairs measure an exposure that the alert pipeline has measured already.
+
+    A forced point beside a usable detection, and any point of a table beside the alert pipeline's detection
+    or upper limit: the same photons would count twice. Points of a band within 9 s of each other are one
+    exposure (ZTF exposes for 30 s or more; tables round their dates).
+
+    Parameters
+    ----------
+    points : Points
+    sequence, position : ndarray of int64, shape (p,)
+
+    Returns
+    -------
+    ndarray of bool, shape (p,)
+    """
+    repeated = np.zeros(len(sequence), bool)
+    later = points.forced[position] | (points.origin[position] == TABLE)
+    if not later.any():
+        return repeated
+    jd, fid = points.jd[position], points.fid[position]
+    order = np.lexsort((jd, fid, sequence))
+    new = np.ones(len(order), bool)
+    new[1:] = (
+        (np.diff(sequence[order]) != 0)
+        | (np.diff(fid[order]) != 0)
+        | (np.diff(jd[order]) > SAME_EXPOSURE_DAYS)
+    )
+    starts = np.flatnonzero(new)
+    exposure = run_numbers(starts, len(order))
+    first_hand = ~later[order]
+    detected = first_hand & points.detection[position[order]] & np.isfinite(points.flux[position[order]])
+    beside_any = np.logical_or.reduceat(first_hand, starts)[exposure]
+    beside_detection = np.logical_or.reduceat(detected, starts)[exposure]
+    from_table = points.origin[position[order]] == TABLE
+    repeated[order] = later[order] & np.where(from_table, beside_any, beside_detection)
+    return repeated

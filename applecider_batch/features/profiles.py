@@ -1,7 +1,8 @@
 """Named profiles: everything that turns packets into a network's input, fixed and hashed.
 
-The paper (arXiv:2507.16088), upstream's main and upstream's archived code disagree on image size and channels, the
-spectrum's grid, the merge weights and the metadata; a checkpoint belongs to one of them and says so in its card.
+The paper (arXiv:2507.16088), upstream's main and upstream's archived code disagree on image size and
+channels, the spectrum's grid, the merge weights and the metadata; a checkpoint belongs to one of them and
+says so in its card.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Any
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
 
-#: The 19 numbers of the paper's Table 2, and the peak magnitude that section 4.1's magnitude tower reads as well.
+#: The 19 numbers of the paper's Table 2, and the peak magnitude that section 4.1's magnitude tower reads as
+#: well.
 PAPER_METADATA: tuple[str, ...] = (
-    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "ra", "dec", "magpsf", "sigmapsf", "chinr", "sharpnr", "sky",
-    "classtar", "ndethist", "ncovhist", "scorr", "nmtchps", "diffmaglim", "age", "nnondet", "peakmag_so_far",
+    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "ra", "dec", "magpsf", "sigmapsf", "chinr", "sharpnr",
+    "sky", "classtar", "ndethist", "ncovhist", "scorr", "nmtchps", "diffmaglim", "age", "nnondet", "peakmag_so_far",
 )  # fmt: skip
 
 #: The 24 columns that the indices of upstream's towers imply.
 UPSTREAM_METADATA: tuple[str, ...] = (
-    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec", "diffmaglim", "sky",
-    "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "nnondet", "classtar", "fid", "days_since_peak",
+    "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec",
+    "diffmaglim", "sky", "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "nnondet", "classtar", "fid", "days_since_peak",
     "days_to_peak", "age", "peakmag_so_far", "maxmag_so_far",
 )  # fmt: skip
 
@@ -171,7 +173,8 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             name="upstream-archive",
-            # The archived network reads four channels, the archived triplets have three: the paper's fourth is added.
+            # The archived network reads four channels, the archived triplets have three: the paper's fourth
+            # is added.
             image_channels=4,
             radial_channel=True,
             stamp_fill="zero",

@@ -1,7 +1,7 @@
 """Operations on runs of equal keys: what lets a whole shard be computed without a loop over objects.
 
-Every function gives a segment the same bits whatever stands in its neighbours: sums go through ``reduceat``, one
-segment at a time, and never through differences of a running float sum.
+Every function gives a segment the same bits whatever stands in its neighbours: sums go through ``reduceat``,
+one segment at a time, and never through differences of a running float sum.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def counts_of(segment: np.ndarray, n_segments: int, where: np.ndarray | None = N
 def reduce_segments(
     operation: np.ufunc, values: np.ndarray, segment: np.ndarray, n_segments: int, empty: float
 ) -> np.ndarray:
-    """``operation`` over the items of each segment; ``segment`` is ascending, empty segments give ``empty``."""
+    """``operation`` over the items of each segment; ``segment`` is ascending, empty segments give
+    ``empty``."""
     out = np.full(n_segments, empty, values.dtype)
     if len(values):
         starts = starts_of(segment)

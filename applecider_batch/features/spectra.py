@@ -1,13 +1,13 @@
 """Spectra: which one a row may see, and its way to the network's grid.
 
-Choice: of the object's spectra those dated from t0 to the row's wall; the one nearest to t0. One without a date
-enters the full history only, and only where no dated one is left. One taken before t0 shows the host: it is never
-an input, the row is flagged. Spectra with the continuum removed (``flux_kind`` contains "flattened") are another
-kind of data and are left out.
+Choice: of the object's spectra those dated from t0 to the row's wall; the one nearest to t0. One without a
+date enters the full history only, and only where no dated one is left. One taken before t0 shows the host: it
+is never an input, the row is flagged. Spectra with the continuum removed (``flux_kind`` contains "flattened")
+are another kind of data and are left out.
 
-Preprocessing of the paper (arXiv:2507.16088, section 2.2): wavelength / (1 + z), linear interpolation on 3850–8500
-Angstrom, 4096 points, 0 outside the coverage, z-score over the covered, non-zero points. Without a redshift 0 is
-assumed and said so in ``redshift_source``. Upstream's two forms differ through the profile.
+Preprocessing of the paper (arXiv:2507.16088, section 2.2): wavelength / (1 + z), linear interpolation on
+3850–8500 Angstrom, 4096 points, 0 outside the coverage, z-score over the covered, non-zero points. Without a
+redshift 0 is assumed and said so in ``redshift_source``. Upstream's two forms differ through the profile.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def preprocess_spectrum(
     Returns
     -------
     ndarray of float32, shape (n_grid,), or None
-        None where nothing can be made of it: fewer than two points, no coverage, no spread, numbers that overflow.
+        None where nothing can be made of it: fewer than two points, no coverage, no spread, numbers that
+        overflow.
     """
     wavelength, flux = np.asarray(wavelength, np.float64), np.asarray(flux, np.float64)
     if profile.spectrum_norm != "mad_unguarded":

@@ -10,7 +10,14 @@ import pyarrow.compute as pc
 
 from applecider_batch.features.asof import View
 from applecider_batch.features.gate import latest_alert
-from applecider_batch.features.points import NO_ID, Alerts, Points, latest_revisions
+from applecider_batch.features.points import (
+    NO_ID,
+    TABLE,
+    Alerts,
+    Points,
+    latest_revisions,
+    repeated_measurements,
+)
 from applecider_batch.features.quality import Quality
 from applecider_batch.features.segments import counts_of, int_column, reduce_segments, starts_of, text_column
 
@@ -59,6 +66,8 @@ def summarise(alerts: Alerts, view: View, points: Points, point_view: View) -> S
 
 def _point_columns(points: Points, view: View) -> tuple[dict[str, pa.Array], np.ndarray]:
     n, segment, position = len(view), view.segment, view.position
+    once = ~(repeated_measurements(points, segment, position) & (points.origin[position] == TABLE))
+    segment, position = segment[once], position[once]
     detection, sign, fid = points.detection[position], points.sign[position], points.fid[position]
     negative = detection & (sign < 0)
     jd, mag = points.jd[position], points.mag[position]
@@ -231,7 +240,8 @@ def _version_number(name: str) -> float:
 
 
 def _simulated(alerts: Alerts, view: View) -> pa.Array:
-    """True where a packet's publisher says that it was simulated, null where no packet names its publisher."""
+    """True where a packet's publisher says that it was simulated, null where no packet names its
+    publisher."""
     publisher = text_column(alerts.table, "publisher")
     says = pc.fill_null(pc.match_substring(publisher, "simulat", ignore_case=True), False)
     n, segment, position = len(view), view.segment, view.position

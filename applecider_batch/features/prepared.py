@@ -1,0 +1,257 @@
+"""What a prepared shard consists of, how parts are joined, and how a bad object is kept from spoiling the
+rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from applecider_batch.digest import hash64
+from applecider_batch.errors import AppleciderError
+from applecider_batch.features.light_curves import N_FEATURES
+from applecider_batch.features.profiles import Profile
+from applecider_batch.logs import get_logger
+from applecider_batch.schema import load_table
+
+#: Columns of the ``catalogue`` schema that are known before inference, in its order.
+ROW_COLUMNS: tuple[str, ...] = (
+    "hash64", "objectId", "ra", "dec", "galactic_b", "episode", "t0", "jd_first", "jd_last", "as_of_jd",
+    "horizon_days", "horizon_complete", "gate", "prob_in_scope", "gate_reason", "programid_mask",
+    "n_visits_before_t0", "n_det_before_t0", "candid_first", "candid_last", "n_det", "n_det_g", "n_det_r",
+    "n_det_i", "n_neg", "n_nondet", "n_fp", "mag_peak_g", "mag_peak_r", "rb_max", "drb_max", "drb_median",
+    "drb_available", "frac_ss", "ssdistnr_min", "distpsnr1", "sgscore1", "schemavsn_min", "schemavsn_max",
+    "quality_flags", "simulated", "candid_image", "image_age_days", "spec_id", "spec_mjd", "redshift_used",
+    "redshift_source", "error_code", "object_error",
+)  # fmt: skip
+FAILED = "features_failed"
+_log = get_logger(__name__)
+
+
+class Shard(Protocol):
+    """What this room needs of ``archive.read.ShardData``."""
+
+    @property
+    def objects(self) -> Sequence[str]: ...
+    @property
+    def alerts(self) -> pa.Table: ...
+    @property
+    def photometry(self) -> pa.Table: ...
+    @property
+    def spectra(self) -> pa.Table: ...
+
+
+@dataclass(frozen=True)
+class PhotometryInputs:
+    """Distinct light-curve sequences.
+
+    Attributes
+    ----------
+    values : ndarray, float32, shape (N, 7)
+        Not standardised: log1p(dt), log1p(dt_prev), log10 flux, its error, one-hot g, r, i.
+    offsets : ndarray, int64, shape (n + 1,)
+    row_index : ndarray, int32, shape (n_rows,)
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """Distinct packets whose stamps and metadata are read together.
+
+    Attributes
+    ----------
+    candid : ndarray, int64, shape (n,)
+    hash64 : ndarray, uint64, shape (n,)
+        Sharding hash of the object, for the stamp reader.
+    metadata : ndarray, float32, shape (n, F)
+        In the profile's order; missing is the profile's ``missing_value``.
+    row_index : ndarray, int32, shape (n_rows,)
+    """
+
+    candid: np.ndarray
+    hash64: np.ndarray
+    metadata: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class SpectraInputs:
+    """Distinct spectra on the profile's grid.
+
+    Attributes
+    ----------
+    flux : ndarray, float32, shape (n, n_points)
+    spec_id : list of str, length n
+    redshift : ndarray, float32, shape (n,)
+    row_index : ndarray, int32, shape (n_rows,)
+    """
+
+    flux: np.ndarray
+    spec_id: list[str]
+    redshift: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows and inputs of a shard.
+
+    Attributes
+    ----------
+    rows : pyarrow.Table
+        One row per (objectId, episode, horizon), sorted by (hash64, objectId, episode, horizon ascending,
+        full last); the columns of the ``catalogue`` schema that are known before inference.
+    photometry, image, spectra
+        Inputs of the networks.
+    light_curves : pyarrow.Table
+        Merged events behind the last wall of each episode: hash64, objectId, episode, jd, fid, flux_ujy,
+        flux_err_ujy, n_points, in_sequence.
+    """
+
+    rows: pa.Table
+    photometry: PhotometryInputs
+    image: ImageInputs
+    spectra: SpectraInputs
+    light_curves: pa.Table
+
+
+LIGHT_CURVE_SCHEMA = pa.schema(
+    [
+        ("hash64", pa.uint64()),
+        ("objectId", pa.string()),
+        ("episode", pa.int16()),
+        ("jd", pa.float64()),
+        ("fid", pa.int8()),
+        ("flux_ujy", pa.float64()),
+        ("flux_err_ujy", pa.float64()),
+        ("n_points", pa.int32()),
+        ("in_sequence", pa.bool_()),
+    ]
+)
+
+
+def rows_schema() -> pa.Schema:
+    """Arrow schema of :attr:`Prepared.rows`."""
+    table = load_table("catalogue")
+    return pa.schema([pa.field(name, table.column(name).arrow_type) for name in ROW_COLUMNS])
+
+
+def prepare_isolating(
+    shard: Shard, prepare: Callable[[Shard], Prepared], snapshot_jd_max: float, profile: Profile
+) -> Prepared:
+    """Prepare a shard; where that raises, halve it until the objects that raise stand alone.
+
+    A part gives the same rows and inputs as the whole, so what is joined again is what the shard would have
+    given without its bad objects. Those have one row with ``error_code`` and no inputs.
+
+    Raises
+    ------
+    AppleciderError, MemoryError
+        As ``prepare`` raised them: they are no single object's fault.
+    """
+    try:
+        return prepare(shard)
+    except (AppleciderError, MemoryError):
+        raise
+    except Exception as error:
+        names = list(shard.objects)
+        if len(names) <= 1:
+            _log.warning("Object %s failed: %s: %s", *names, type(error).__name__, error)
+            return _failed(names, error, snapshot_jd_max, profile)
+    ordered = _in_order(names)
+    half = len(ordered) // 2
+    parts = (_subset(shard, ordered[:half]), _subset(shard, ordered[half:]))
+    return join_prepared([prepare_isolating(part, prepare, snapshot_jd_max, profile) for part in parts])
+
+
+@dataclass(frozen=True)
+class _Part:
+    objects: Sequence[str]
+    alerts: pa.Table
+    photometry: pa.Table
+    spectra: pa.Table
+
+
+def _in_order(names: list[str]) -> list[str]:
+    return [name for _, name in sorted(zip(hash64(names).tolist(), names, strict=True))]
+
+
+def _subset(shard: Shard, names: list[str]) -> _Part:
+    wanted = pa.array(names, pa.string())
+
+    def of(table: pa.Table) -> pa.Table:
+        return table.filter(pc.is_in(table.column("objectId").cast(pa.string()), value_set=wanted))
+
+    return _Part(names, of(shard.alerts), of(shard.photometry), of(shard.spectra))
+
+
+def _failed(names: list[str], error: Exception, snapshot_jd_max: float, profile: Profile) -> Prepared:
+    n = len(names)
+    known = {
+        "hash64": pa.array(hash64(names), pa.uint64()),
+        "objectId": pa.array(names, pa.string()),
+        "episode": pa.array([0] * n, pa.int16()),
+        "as_of_jd": pa.array([snapshot_jd_max] * n, pa.float64()),
+        "error_code": pa.array([FAILED] * n, pa.string()),
+        "object_error": pa.array([f"{type(error).__name__}: {error}"] * n, pa.string()),
+    }
+    schema = rows_schema()
+    rows = pa.table([known.get(field.name, pa.nulls(n, field.type)) for field in schema], schema=schema)
+    none = np.full(n, -1, np.int32)
+    return Prepared(
+        rows,
+        PhotometryInputs(np.empty((0, N_FEATURES), np.float32), np.zeros(1, np.int64), none),
+        ImageInputs(
+            np.empty(0, np.int64),
+            np.empty(0, np.uint64),
+            np.empty((0, len(profile.metadata_names)), np.float32),
+            none,
+        ),
+        SpectraInputs(np.empty((0, profile.spectrum_grid[2]), np.float32), [], np.empty(0, np.float32), none),
+        LIGHT_CURVE_SCHEMA.empty_table(),
+    )
+
+
+def join_prepared(parts: Sequence[Prepared]) -> Prepared:
+    """Prepared parts of a shard, in object order, as one."""
+    sequences = [len(p.photometry.offsets) - 1 for p in parts]
+    events = [len(p.photometry.values) for p in parts]
+    ends = [p.photometry.offsets[1:] + shift for p, shift in zip(parts, _before(events), strict=True)]
+    return Prepared(
+        pa.concat_tables([p.rows for p in parts]),
+        PhotometryInputs(
+            np.concatenate([p.photometry.values for p in parts]),
+            np.concatenate([np.zeros(1, np.int64), *ends]),
+            _join_index([p.photometry.row_index for p in parts], sequences),
+        ),
+        ImageInputs(
+            np.concatenate([p.image.candid for p in parts]),
+            np.concatenate([p.image.hash64 for p in parts]),
+            np.concatenate([p.image.metadata for p in parts]),
+            _join_index([p.image.row_index for p in parts], [len(p.image.candid) for p in parts]),
+        ),
+        SpectraInputs(
+            np.concatenate([p.spectra.flux for p in parts]),
+            [name for p in parts for name in p.spectra.spec_id],
+            np.concatenate([p.spectra.redshift for p in parts]),
+            _join_index([p.spectra.row_index for p in parts], [len(p.spectra.spec_id) for p in parts]),
+        ),
+        pa.concat_tables([p.light_curves for p in parts]),
+    )
+
+
+def _before(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def _join_index(indices: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    shifted = [np.where(i >= 0, i + shift, -1) for i, shift in zip(indices, _before(sizes), strict=True)]
+    return np.concatenate(shifted).astype(np.int32)
