@@ -60,6 +60,8 @@ from applecider_batch.features.spectra import (
 )
 from applecider_batch.features.summary import Summary, nullable, summarise
 
+__all__ = ["ImageInputs", "PhotometryInputs", "Prepared", "Shard", "SpectraInputs", "prepare_shard"]
+
 MODALITIES: tuple[str, ...] = ("photometry", "image", "spectra")
 JD_TO_MJD = 2400000.5
 _PARTIAL_COVERAGE = 0.5
@@ -118,9 +120,7 @@ class _Preparation:
         snapshot_jd_max: float,
         modalities: frozenset[str],
     ) -> None:
-        names = (
-            pa.array(shard.objects, pa.string()) if not isinstance(shard.objects, pa.Array) else shard.objects
-        )
+        names = pa.array(shard.objects, pa.string())
         hashes = hash64(names)
         order = np.lexsort((pc.rank(names).to_numpy(), hashes)) if len(names) else np.empty(0, np.int64)
         self.objects: pa.Array = names.take(pa.array(order))

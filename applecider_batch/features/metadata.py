@@ -27,8 +27,8 @@ from applecider_batch.features.segments import counts_of, reduce_segments
 CANDIDATE_FIELDS: tuple[str, ...] = (
     "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec",
     "diffmaglim", "sky", "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "classtar", "fid", "rb",
-    "chipsf", "distnr", "magnr", "ranr", "decnr", "fwhm", "srmag1", "sgmag1", "simag1", "szmag1", "srmag2", "sgmag2", "simag2", "szmag2",
-    "clrcoeff", "clrcounc", "zpclrcov",
+    "chipsf", "distnr", "magnr", "ranr", "decnr", "fwhm", "srmag1", "sgmag1", "simag1", "szmag1",
+    "srmag2", "sgmag2", "simag2", "szmag2", "clrcoeff", "clrcounc", "zpclrcov",
 )  # fmt: skip
 HISTORY_FIELDS: tuple[str, ...] = (
     "days_since_peak", "days_to_peak", "age", "peakmag_so_far", "maxmag_so_far", "max_over_peak_mag",

@@ -1,8 +1,8 @@
 """Alerts and photometry points of a shard as arrays, each point with its signed flux.
 
 Fluxes are in µJy (zero-point 23.9: m_AB = 23.9 - 2.5 log10 f). A detection's ``magpsf`` is the magnitude of
-the absolute difference flux, its sign is ``isdiffpos``. A forced point's ``forcediffimflux`` (DN, signed) becomes
-f = DN * 10^(-0.4 (magzpsci - 23.9)) (Masci et al. 2023, arXiv:2305.16279).
+the absolute difference flux, its sign is ``isdiffpos``. A forced point's ``forcediffimflux`` (DN, signed)
+becomes f = DN * 10^(-0.4 (magzpsci - 23.9)) (Masci et al. 2023, arXiv:2305.16279).
 """
 
 from __future__ import annotations

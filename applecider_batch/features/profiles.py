@@ -18,14 +18,15 @@ from applecider_batch.errors import UserError
 #: well.
 PAPER_METADATA: tuple[str, ...] = (
     "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "ra", "dec", "magpsf", "sigmapsf", "chinr", "sharpnr",
-    "sky", "classtar", "ndethist", "ncovhist", "scorr", "nmtchps", "diffmaglim", "age", "nnondet", "peakmag_so_far",
+    "sky", "classtar", "ndethist", "ncovhist", "scorr", "nmtchps", "diffmaglim", "age", "nnondet",
+    "peakmag_so_far",
 )  # fmt: skip
 
 #: The 24 columns that the indices of upstream's towers imply.
 UPSTREAM_METADATA: tuple[str, ...] = (
     "sgscore1", "sgscore2", "distpsnr1", "distpsnr2", "nmtchps", "sharpnr", "scorr", "ra", "dec",
-    "diffmaglim", "sky", "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "nnondet", "classtar", "fid", "days_since_peak",
-    "days_to_peak", "age", "peakmag_so_far", "maxmag_so_far",
+    "diffmaglim", "sky", "ndethist", "ncovhist", "sigmapsf", "chinr", "magpsf", "nnondet", "classtar", "fid",
+    "days_since_peak", "days_to_peak", "age", "peakmag_so_far", "maxmag_so_far",
 )  # fmt: skip
 
 
