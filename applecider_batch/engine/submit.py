@@ -1,0 +1,180 @@
+"""Running the verbs as Ray jobs, through Ray's job API against a head started with ``ray start --head``.
+
+The job's working directory is the folder ``jobs/``, which Ray carries to the cluster; the package itself has to be
+installed there (an image, not ``runtime_env`` pip).  The submission id follows from the verb and its arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from applecider_batch.digest import json_digest
+from applecider_batch.engine.ray_cluster import set_environment
+from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.logs import get_logger
+from applecider_batch.schema import jobs_folder
+
+VERBS: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "train")
+FOLDER_VARIABLE = "APPLECIDER_BATCH_JOB_FOLDER"
+POLL_SECONDS = 1.0
+STOPPED_EXIT_CODE = 143
+
+_log = get_logger(__name__)
+
+
+def submit(
+    verb: str,
+    arguments: Sequence[str],
+    address: str,
+    *,
+    follow: bool = True,
+    python: str | None = None,
+) -> dict[str, Any]:
+    """Run a verb as a Ray job.
+
+    Parameters
+    ----------
+    verb : str
+        One of :data:`VERBS`.
+    arguments : sequence of str
+        The verb's own command-line options.  Relative paths are the submitter's where the cluster has that folder.
+    address : str
+        Ray's job server, for example ``http://127.0.0.1:8265``.
+    follow : bool
+        Write the job's log to stderr until it ends.
+    python : str, optional
+        Interpreter on the cluster; by default this one's path.
+
+    Returns
+    -------
+    dict
+        ``submission_id, address, status`` and, where it was followed to the end, ``exit_code`` and ``result`` (the
+        verb's own answer).
+
+    Raises
+    ------
+    UsageError
+        For an unknown verb.
+    ClusterError
+        If the job server cannot be reached or refuses.
+    """
+    if verb not in VERBS:
+        raise UsageError(f"The verb '{verb}' cannot be submitted; allowed are {', '.join(VERBS)}.")
+    client = _client(address)
+    words = [python or sys.executable, f"{verb.replace('-', '_')}.py", *arguments]
+    submission_id, running = _submission_id(client, verb, arguments)
+    if running:
+        _log.info("The job %s is already under way.", submission_id)
+    else:
+        _asked(
+            client.submit_job,
+            entrypoint=shlex.join(words),
+            submission_id=submission_id,
+            runtime_env={"working_dir": str(jobs_folder()), "env_vars": {FOLDER_VARIABLE: os.getcwd()}},
+            metadata={"verb": verb},
+        )
+    answer: dict[str, Any] = {"submission_id": submission_id, "address": address, "verb": verb}
+    if not follow:
+        return {**answer, "status": str(_asked(client.get_job_status, submission_id).value)}
+    asyncio.run(_follow(client, submission_id))
+    info = _ended(client, submission_id)
+    return {
+        **answer,
+        "status": str(info.status.value),
+        "exit_code": _exit_code(info),
+        "result": last_document(_asked(client.get_job_logs, submission_id)),
+    }
+
+
+def _client(address: str) -> Any:
+    """Ray's job client; the token that this user's Ray clusters demand goes along."""
+    set_environment()
+    known = (Path.home() / ".ray" / "auth_token").exists()
+    if known or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.job_submission import JobSubmissionClient
+
+    url = address if "://" in address else f"http://{address}"
+    try:
+        return JobSubmissionClient(url)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise _refused(address, error) from error
+
+
+def _asked(call: Any, *arguments: Any, **options: Any) -> Any:
+    try:
+        return call(*arguments, **options)
+    except (ConnectionError, RuntimeError, OSError) as error:
+        raise _refused("the job server", error) from error
+
+
+def _refused(where: str, error: Exception) -> ClusterError:
+    text = str(error).strip().splitlines()
+    hint = "Give the URL of the job server that 'ray start --head' printed, for example http://127.0.0.1:8265."
+    if "uthentication" in str(error) or "Unauthorized" in str(error):
+        hint = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster."
+    return ClusterError(f"Ray's job server at '{where}' refused: {text[0] if text else error!r}.", hint=hint)
+
+
+def _submission_id(client: Any, verb: str, arguments: Sequence[str]) -> tuple[str, bool]:
+    """The id to use, and whether a job of that id is under way; an id of a job that ended is not used again."""
+    base = f"acb-{verb}-{json_digest([verb, list(arguments)])[:12]}"
+    jobs = {job.submission_id: job.status for job in _asked(client.list_jobs) if job.submission_id}
+    number = 1
+    while True:
+        name = base if number == 1 else f"{base}-{number}"
+        if name not in jobs:
+            return name, False
+        if not jobs[name].is_terminal():
+            return name, True
+        number += 1
+
+
+async def _follow(client: Any, submission_id: str) -> None:
+    """Pass the job's log on to stderr while it runs."""
+    try:
+        async for text in client.tail_job_logs(submission_id):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    except RuntimeError as error:
+        # The log broke off; how the job ends is asked for separately.
+        _log.warning("The log of %s broke off: %s", submission_id, error)
+
+
+def _ended(client: Any, submission_id: str) -> Any:
+    """The job's information once it has ended."""
+    while True:
+        info = _asked(client.get_job_info, submission_id)
+        if info.status.is_terminal():
+            return info
+        time.sleep(POLL_SECONDS)
+
+
+def _exit_code(info: Any) -> int:
+    """Exit code of the verb; Ray knows it unless the job was stopped or never ran."""
+    if info.status.value == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code:
+        return int(info.driver_exit_code) if info.driver_exit_code > 0 else 128 - int(info.driver_exit_code)
+    return STOPPED_EXIT_CODE if info.status.value == "STOPPED" else 1
+
+
+def last_document(log: str) -> dict[str, Any] | None:
+    """The last JSON object that starts on a line of its own in a job's log, None where there is none."""
+    lines = log.splitlines()
+    for start in range(len(lines) - 1, -1, -1):
+        if lines[start].startswith("{"):
+            try:
+                found, _ = json.JSONDecoder().raw_decode("\n".join(lines[start:]))
+            except ValueError:
+                continue
+            return found if isinstance(found, dict) else None
+    return None

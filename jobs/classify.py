@@ -1,0 +1,16 @@
+"""Ray job: ``classify`` with the options of the command of that name, on the cluster that runs the job."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from applecider_batch.cli.main import run
+from applecider_batch.engine.submit import FOLDER_VARIABLE
+
+if __name__ == "__main__":
+    # Relative paths are the submitter's, where this machine has the submitter's folder.
+    folder = os.environ.get(FOLDER_VARIABLE, "")
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    sys.exit(run(["classify", *sys.argv[1:], "--executor", "ray", "--address", "auto", "--format", "json"]))
