@@ -20,7 +20,7 @@ from applecider_batch.archive.parts import PART_BYTES, PartReader, sort_rows
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.resolve import pairs_of
 from applecider_batch.archive.snapshot import PartRecord, Snapshot, SnapshotMoved, load_snapshot, open_archive
-from applecider_batch.archive.stage import ProgressLike, commit
+from applecider_batch.archive.stage import ProgressLike, commit, range_bytes
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import InternalError
@@ -117,7 +117,7 @@ def _merge(
     chosen = tuple(part for part in snapshot.parts if part.run in runs)
     whole = Archive(store, snapshot)
     merger = _Merger(whole, Archive(store, replace(snapshot, parts=chosen)), progress)
-    ranges = merger.mine.ranges(max(memory_bytes // 4, 1 << 20))
+    ranges = merger.mine.ranges(range_bytes(memory_bytes, part_bytes))
     run = json_digest(
         ["compact", 1, sorted(p.part_id for p in chosen), [f"{lo:x}" for lo, _ in ranges], part_bytes]
     )

@@ -40,7 +40,7 @@ def ingest(
     Parameters
     ----------
     sources : sequence of str
-        Nightly tarballs, Avro files, folders of them, Fink-layout Parquet: anything ``open_source`` takes.
+        Nightly tarballs, Avro files, folders of them, Fink-layout Parquet: anything ``open_sources`` takes.
     archive_url : str
         Folder of the archive, any fsspec URL.
     spectra, photometry : sequence of str
@@ -61,6 +61,7 @@ def ingest(
     -------
     dict
         ``packets_in`` = ``stored`` + ``duplicates`` + ``quarantined``, the counts of photometry and spectra,
+        ``rejected`` (rows and files of tables that were set aside),
         ``sources`` read, ``already`` (sources that were in the archive), ``snapshot``, ``logical_digest`` and
         ``changed`` (whether a snapshot was written).
 
@@ -71,6 +72,7 @@ def ingest(
     StorageError
         If the storage refuses; the archive is as it was, up to the last snapshot committed.
     """
+    waiting = [opened for source in sources for opened in _open_sources(source, storage_options)]
     store = create_archive(archive_url, storage_options)
     settings = Settings(store, memory_bytes, part_bytes, progress)
     present = set(load_snapshot(store).source_ids)
@@ -84,7 +86,6 @@ def ingest(
         present.add(source.source_id)
         return True
 
-    waiting = [_open_source(source, storage_options) for source in sources]
     while waiting:
         with PacketStage(settings) as stage:
             while waiting and stage.spill.bytes < commit_bytes:
@@ -105,6 +106,7 @@ def ingest(
     after = load_snapshot(store)
     return {
         **totals,
+        "rejected": totals["photometry_rejected"] + totals["spectra_rejected"],
         "sources": read,
         "already": already,
         "changed": bool(read),
@@ -113,12 +115,14 @@ def ingest(
     }
 
 
-def _open_source(source: str | PacketSource, storage_options: Mapping[str, Any] | None) -> PacketSource:
+def _open_sources(
+    source: str | PacketSource, storage_options: Mapping[str, Any] | None
+) -> Sequence[PacketSource]:
     if not isinstance(source, str):
-        return source
-    from applecider_batch.archive.sources import open_source
+        return [source]
+    from applecider_batch.archive.sources import open_sources
 
-    return open_source(source, storage_options)
+    return open_sources(source, storage_options)
 
 
 def _open_table(kind: str, item: str | TableBatch, storage_options: Mapping[str, Any] | None) -> TableBatch:

@@ -124,7 +124,8 @@ class PacketStage:
         ):
             raise InternalError(
                 f"The parts hold {written.alerts} alerts, {written.duplicates} duplicates and "
-                f"{written.quarantine} quarantined packets, expected {resolution.stored + replaced}, {lost} and {quarantined}."
+                f"{written.quarantine} quarantined packets, expected {resolution.stored + replaced}, "
+                f"{lost} and {quarantined}."
             )
         for source_id, counts in self._counts.items():
             counts["stored"] = written.stored_by_source[source_id]

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.snapshot import Snapshot
 from applecider_batch.archive.spill import Spill
+from applecider_batch.archive.stitch import KEY_COLUMNS, distinct_points
 from applecider_batch.errors import StorageError
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
 NO_POSITION = -1
+TABLE_ORIGIN = 3
 _RANGE_BYTES = 128 << 20
 _GROUP_ROWS = 65_536
 
@@ -66,40 +69,44 @@ def _mean_positions(rows: pa.Table) -> pl.DataFrame:
 def _range_objects(archive: Archive, lo: int, hi: int) -> pa.Table:
     """Schema ``objects`` for the objects of a hash range."""
     alerts = archive.read_alerts(lo, hi, ["hash64", "objectId", "jd", "ra", "dec"])
-    points = archive.read_photometry(lo, hi)
-    spectra = archive.read_spectra(lo, hi).select(["objectId"])
-    frame = pl.concat(
+    points = distinct_points(archive.read_points(lo, hi, KEY_COLUMNS))
+    given = archive.read_points(lo, hi, ["hash64", "objectId", "origin", "ra", "dec"])
+    spectra = pl.DataFrame(pl.from_arrow(archive.read_spectra(lo, hi, ["objectId"])))
+    keys = ["hash64", "objectId", "jd"]
+    rows = pl.concat(
         [
-            pl.DataFrame(pl.from_arrow(table.select(["hash64", "objectId", "jd"]))).with_columns(alert=flag)
-            for table, flag in ((alerts, pl.lit(1)), (points, pl.lit(0)))
+            pl.DataFrame(pl.from_arrow(alerts.select(keys))).with_columns(alert=pl.lit(1)),
+            points.select(keys).with_columns(alert=pl.lit(0)),
         ]
     )
-    sums = frame.group_by("hash64", "objectId").agg(
+    sums = rows.group_by("hash64", "objectId").agg(
         n_alerts=pl.col("alert").sum().cast(pl.Int32),
         n_points=(1 - pl.col("alert")).sum().cast(pl.Int32),
         jd_first=pl.col("jd").min(),
         jd_last=pl.col("jd").max(),
     )
-    n_spectra = (
-        pl.DataFrame(pl.from_arrow(spectra)).group_by("objectId").agg(n_spectra=pl.len().cast(pl.Int32))
-    )
-    by_points = _mean_positions(points.select(["objectId", "ra", "dec"])).rename(
-        {"ra": "ra_p", "dec": "dec_p"}
-    )
-    rows = (
-        sums.join(_mean_positions(alerts.select(["objectId", "ra", "dec"])), on="objectId", how="left")
-        .join(by_points, on="objectId", how="left")
-        .join(n_spectra, on="objectId", how="left")
+    spectra = spectra.group_by("objectId").agg(n_spectra=pl.len().cast(pl.Int32))
+    objects = (
+        sums.join(_mean_positions(alerts), on="objectId", how="left")
+        .join(_table_positions(given), on="objectId", how="left")
+        .join(spectra, on="objectId", how="left")
         .with_columns(
-            pl.coalesce("ra", "ra_p").alias("ra"),
-            pl.coalesce("dec", "dec_p").alias("dec"),
+            pl.coalesce("ra", "ra_given").alias("ra"),
+            pl.coalesce("dec", "dec_given").alias("dec"),
             pl.col("n_spectra").fill_null(0),
         )
         .sort("hash64", "objectId")
     )
-    table = rows.to_arrow()
-    cells = _healpix_29(rows["ra"].to_numpy(), rows["dec"].to_numpy())
-    return load_table("objects").conform(table.append_column("_healpix_29", pa.array(cells)))
+    cells = _healpix_29(objects["ra"].to_numpy(), objects["dec"].to_numpy())
+    table = objects.to_arrow().append_column("_healpix_29", pa.array(cells))
+    return load_table("objects").conform(table)
+
+
+def _table_positions(points: pa.Table) -> pl.DataFrame:
+    """Mean of the distinct positions that light-curve tables give."""
+    given = points.filter(pc.equal(points.column("origin"), TABLE_ORIGIN)).select(["objectId", "ra", "dec"])
+    distinct = pl.DataFrame(pl.from_arrow(given)).unique().sort("objectId", "ra", "dec")
+    return _mean_positions(distinct.to_arrow()).rename({"ra": "ra_given", "dec": "dec_given"})
 
 
 def _healpix_29(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:

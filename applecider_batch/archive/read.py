@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.build import distinct_rows
-from applecider_batch.archive.parts import HISTOGRAM_BITS, PartReader, sort_rows
+from applecider_batch.archive.parts import HISTOGRAM_BITS, SORT_KEYS, PartReader, sort_rows
 from applecider_batch.archive.resolve import pairs_of
 from applecider_batch.archive.snapshot import Snapshot, load_snapshot, open_archive
 from applecider_batch.archive.spill import cut_ranges
@@ -134,11 +134,20 @@ class Archive:
             return pieces[0]
         return stitch(pa.concat_tables([load_table("photometry").empty(), *pieces]))
 
-    def read_spectra(self, lo: int, hi: int) -> pa.Table:
-        """The spectra of a hash range, each once per object."""
-        pieces = self._pieces("spectra", lo, hi)
-        table = sort_rows("spectra", pa.concat_tables([load_table("spectra").empty(), *pieces]))
-        return distinct_rows(table, "spec_id")
+    def read_points(self, lo: int, hi: int, columns: Iterable[str]) -> pa.Table:
+        """Some columns of the photometry as the parts hold it, not stitched over them."""
+        wanted = list(columns)
+        empty = load_table("photometry").empty().select(wanted)
+        return pa.concat_tables([empty, *self._pieces("photometry", lo, hi, wanted)])
+
+    def read_spectra(self, lo: int, hi: int, columns: Iterable[str] | None = None) -> pa.Table:
+        """The spectra of a hash range, each once per object, in the archive's order."""
+        schema = load_table("spectra").arrow
+        wanted = list(columns) if columns is not None else schema.names
+        needed = [name for name in schema.names if name in wanted or name in SORT_KEYS["spectra"]]
+        pieces = self._pieces("spectra", lo, hi, needed)
+        table = pa.concat_tables([schema.empty_table().select(needed), *pieces])
+        return distinct_rows(sort_rows("spectra", table), "spec_id").select(wanted)
 
     def read_stamps(self, lo: int, hi: int, candids: Iterable[int]) -> pa.Table:
         """The stamps of given alerts of a hash range.

@@ -26,7 +26,6 @@ from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
 _ATTEMPTS = 10
-_RANGES_IN_MEMORY = 4
 
 
 class ProgressLike(Protocol):
@@ -44,6 +43,11 @@ class Settings:
     memory_bytes: int
     part_bytes: int
     progress: ProgressLike | None
+
+
+def range_bytes(memory_bytes: int, part_bytes: int) -> int:
+    """Rows held at a time: a quarter of the memory (they are copied while sorted), a fraction of a part."""
+    return max(min(memory_bytes // 4, part_bytes // 16), 1 << 20)
 
 
 def spill_rows(spill: Spill, name: str, table: pa.Table) -> None:
@@ -77,7 +81,7 @@ class PartBuilder:
 
     def build(self, resolution: Resolution | None, salt: str) -> None:
         """Make ``parts`` and ``written`` those of this resolution; ``salt`` identifies it."""
-        ranges = self._spill.ranges(max(self._settings.memory_bytes // _RANGES_IN_MEMORY, 1 << 20))
+        ranges = self._spill.ranges(range_bytes(self._settings.memory_bytes, self._settings.part_bytes))
         cuts = [f"{lo:x}" for lo, _ in ranges]
         run = json_digest(["ingest", 1, self._sources, salt, cuts, self._settings.part_bytes])
         if run == self._run:

@@ -12,6 +12,18 @@ import pyarrow as pa
 from applecider_batch.schema import load_table
 
 FORCED = 2
+KEY_COLUMNS = [
+    "hash64",
+    "objectId",
+    "jd",
+    "candid",
+    "fid",
+    "pid",
+    "origin",
+    "forcediffimflux",
+    "forcediffimfluxunc",
+    "procstatus",
+]
 _KEY = ["hash64", "objectId", "_forced", "candid", "_jd", "_fid", "_pid", "_flux", "_unc", "_status"]
 _ORDER = ["hash64", "objectId", "jd", "candid", "fid", "pid", "origin", "known_jd"]
 
@@ -41,15 +53,7 @@ def stitch(points: pa.Table) -> pa.Table:
     frame = pl.from_arrow(points)
     assert isinstance(frame, pl.DataFrame)
     rest = [name for name in schema.names if name not in _ORDER and name != "is_detection"]
-    by_exposure = pl.col("candid").is_null()
-    forced = pl.col("origin") == FORCED
-    keyed = frame.with_columns(
-        forced.alias("_forced"),
-        *(pl.when(by_exposure).then(pl.col(name)).alias(f"_{name}") for name in ("jd", "fid", "pid")),
-        pl.when(forced).then(pl.col("forcediffimflux")).alias("_flux"),
-        pl.when(forced).then(pl.col("forcediffimfluxunc")).alias("_unc"),
-        pl.when(forced).then(pl.col("procstatus")).alias("_status"),
-    )
+    keyed = _with_key(frame)
     # Among equally early versions a detection goes before a limit and a value before a null.
     tie = ["known_jd", "origin", "is_detection", "jd", "fid", "pid", *rest]
     kept = keyed.sort(
@@ -59,3 +63,22 @@ def stitch(points: pa.Table) -> pa.Table:
     ).unique(subset=_KEY, keep="first", maintain_order=True)
     ordered = kept.sort([*_ORDER, *rest], nulls_last=[name not in _ORDER for name in (*_ORDER, *rest)])
     return schema.conform(ordered.select(schema.names).to_arrow())
+
+
+def _with_key(frame: pl.DataFrame) -> pl.DataFrame:
+    by_exposure = pl.col("candid").is_null()
+    forced = pl.col("origin") == FORCED
+    return frame.with_columns(
+        forced.alias("_forced"),
+        *(pl.when(by_exposure).then(pl.col(name)).alias(f"_{name}") for name in ("jd", "fid", "pid")),
+        pl.when(forced).then(pl.col("forcediffimflux")).alias("_flux"),
+        pl.when(forced).then(pl.col("forcediffimfluxunc")).alias("_unc"),
+        pl.when(forced).then(pl.col("procstatus")).alias("_status"),
+    )
+
+
+def distinct_points(points: pa.Table) -> pl.DataFrame:
+    """One row per point that ``stitch`` would keep, with only the columns given (at least ``KEY_COLUMNS``)."""
+    frame = pl.from_arrow(points)
+    assert isinstance(frame, pl.DataFrame)
+    return _with_key(frame).unique(subset=_KEY, keep="any").select(points.column_names)
