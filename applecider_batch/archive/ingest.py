@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from applecider_batch.archive.batches import TableBatch
 from applecider_batch.archive.ingest_packets import PACKET_COUNTS, PacketSource, PacketStage
@@ -86,6 +86,10 @@ def ingest(
         present.add(source.source_id)
         return True
 
+    def take_table(table: TableBatch) -> None:
+        if is_new(table):
+            read.append(ingest_table(settings, table).to_json())
+
     while waiting:
         with PacketStage(settings) as stage:
             while waiting and stage.spill.bytes < commit_bytes:
@@ -93,11 +97,10 @@ def ingest(
                 if is_new(source):
                     stage.take(source)
             read.extend(record.to_json() for record in stage.commit())
-    for kind, items in (("photometry", photometry), ("spectra", spectra)):
-        for item in items:
-            table = _open_table(kind, item, storage_options)
-            if is_new(table):
-                read.append(ingest_table(settings, table).to_json())
+    for item in photometry:
+        take_table(_open_table("photometry", item, storage_options))
+    for item in spectra:
+        take_table(_open_table("spectra", item, storage_options))
     totals = Counter(dict.fromkeys((*PACKET_COUNTS, *TABLE_COUNTS), 0))
     for record in read:
         totals.update(record["counts"])
@@ -125,7 +128,9 @@ def _open_sources(
     return open_sources(source, storage_options)
 
 
-def _open_table(kind: str, item: str | TableBatch, storage_options: Mapping[str, Any] | None) -> TableBatch:
+def _open_table(
+    kind: Literal["photometry", "spectra"], item: str | TableBatch, storage_options: Mapping[str, Any] | None
+) -> TableBatch:
     if isinstance(item, TableBatch):
         return item
     from applecider_batch.archive.tables import open_table

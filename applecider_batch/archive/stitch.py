@@ -78,7 +78,7 @@ def _with_key(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def distinct_points(points: pa.Table) -> pl.DataFrame:
-    """One row per point that ``stitch`` would keep, with only the columns given (at least ``KEY_COLUMNS``)."""
+    """One row per point that ``stitch`` would keep, with the columns given (``KEY_COLUMNS`` at least)."""
     frame = pl.from_arrow(points)
     assert isinstance(frame, pl.DataFrame)
     return _with_key(frame).unique(subset=_KEY, keep="any").select(points.column_names)
