@@ -25,7 +25,7 @@ HISTORY_NIGHTS = 150  # simulated before the season; longer histories are counts
 LOOKBACK_DAYS = 30.0
 
 LIMIT_MEDIAN = {1: 20.62, 2: 20.47, 3: 19.95}  # mag, dark and clear
-ZERO_POINT = {1: 26.25, 2: 26.25, 3: 25.65}
+ZERO_POINT = {1: 26.32, 2: 26.32, 3: 25.7}
 MOON_LOSS = {1: 1.0, 2: 0.6, 3: 0.35}  # mag at full Moon
 SYNODIC_DAYS = 29.530588
 

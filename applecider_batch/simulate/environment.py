@@ -54,12 +54,12 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
     (median 14 within 30 arcsec near the plane, 6 far from it).
     """
     latitude = abs(galactic_b(ra, dec))
-    density = 3.5 + 26.0 * np.exp(-latitude / 13.0)
+    density = (3.5 + 26.0 * np.exp(-latitude / 13.0)) * float(rng.lognormal(0.0, 0.5))
     count = int(rng.poisson(density))
     radius = SEARCH_RADIUS_ARCSEC * np.sqrt(rng.random(count))
     angle = rng.uniform(0.0, 2.0 * np.pi, count)
     east, north = radius * np.cos(angle), radius * np.sin(angle)
-    r = np.maximum(22.4 - rng.exponential(1.7, count), 12.0)
+    r = np.maximum(22.4 - rng.exponential(2.1, count), 12.0)
     is_star = rng.random(count) < 0.35 + 0.6 * np.exp(-latitude / 25.0)
     gr = np.where(is_star, rng.uniform(0.3, 1.4, count), rng.normal(0.9, 0.35, count))
     mag = np.stack([r + gr, r, r - 0.45 * gr, r - 0.65 * gr], axis=1)
@@ -98,8 +98,8 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
             parts_h.append(np.array([True]))
             total += 1
     if source.star_mag is not None and source.star_mag[2] < 22.4:
-        parts_e.append(rng.normal(0.0, 0.16, 1))
-        parts_n.append(rng.normal(0.0, 0.16, 1))
+        parts_e.append(rng.normal(0.0, 0.22, 1))
+        parts_n.append(rng.normal(0.0, 0.22, 1))
         parts_m.append(np.array([_four(source.star_mag)]))
         faint = source.star_mag[2] > 20.8
         parts_s.append(

@@ -99,7 +99,7 @@ def _quality(source: Source, snr: FloatArray, rng: np.random.Generator) -> Colum
     """Real/bogus scores, shape and bad pixels: good for real sources, poor for artefacts."""
     n = len(snr)
     if source.artefact is None:
-        rb = rng.beta(6.5, 1.7, n) - 0.14 * np.exp(-(snr - 5.0) / 4.0)
+        rb = rng.beta(6.5, 1.25, n) - 0.1 * np.exp(-(snr - 5.0) / 4.0)
         drb = 1.0 - np.minimum(10 ** rng.normal(-4.3, 1.3, n) * (1 + 6 * np.exp(-(snr - 5) / 3.0)), 1.0) * 0.6
         worse = rng.random(n) < 0.02
         drb = np.where(worse, rng.uniform(0.1, 0.95, n), drb)
@@ -147,7 +147,7 @@ def _aperture(
     rat = np.clip(1.0 - rng.exponential(0.02, len(index)), 0.5, 1.0)
     has = rows >= 0
     core[has] = rendered.nneg[rows[has]]
-    rat[has] = np.where(rendered.nneg[rows[has]] == 0, 1.0, rendered.sumrat[rows[has]])
+    rat[has] = rendered.sumrat[rows[has]]
     out["nneg"], out["sumrat"] = core.tolist(), rat.tolist()
     return out
 
@@ -181,13 +181,10 @@ def detection_columns(
         ranr, decnr = environment.ra + place[0] / 3600.0, environment.dec + place[1] / 3600.0
     mag = np.clip(mag, 11.5, 23.4)
     faint = np.clip((mag - 19.0) / 4.0, 0.0, 1.0)
-    fwhm = np.clip(
-        v.seeing[index] * rng.lognormal(0.02, 0.14, n) * (0.6 if source.artefact == "cosmic_ray" else 1.0),
-        0.9,
-        9.0,
-    )
+    sharp = 0.6 if source.artefact == "cosmic_ray" else 1.0
+    fwhm = np.clip(sharp * v.seeing[index] * rng.lognormal(0.08, 0.24, n), 0.9, 9.0)
     elong = np.array(columns["elong"])
-    bimage = 0.36 * fwhm / elong**0.5 * rng.lognormal(0.0, 0.06, n)
+    bimage = 0.79 * (fwhm / 2.3) ** 0.35 / elong**0.5 * rng.lognormal(-0.01, 0.1, n)
     columns.update(
         programpi=[PROGRAM_PI] * n,
         programid=[1] * n,
@@ -204,8 +201,14 @@ def detection_columns(
         sigmapsf=seen.sigmapsf[index].tolist(),
         distnr=(distance / PIXEL_SCALE_ARCSEC).tolist(),
         magnr=np.round(mag, 3).tolist(),
-        sigmagnr=np.round(0.016 + 0.3 * faint**2, 3).tolist(),
-        chinr=np.round(np.exp(rng.normal(0.45 if extended else -0.45, 0.45, n)), 3).tolist(),
+        sigmagnr=np.round(
+            0.016 * rng.lognormal(0.4 if extended else 0.05, 0.3, n)
+            + 0.33 * np.clip((mag - 17.0) / 6.0, 0.0, 1.1) ** 4,
+            3,
+        ).tolist(),
+        chinr=np.round(
+            np.exp(rng.normal(0.5 if extended else -0.35, 0.65 if extended else 0.45, n)), 3
+        ).tolist(),
         sharpnr=np.round(
             rng.normal(0.22 if extended else -0.02, 0.12 if extended else 0.025, n)
             - 0.3 * faint * rng.random(n),
@@ -214,7 +217,7 @@ def detection_columns(
         sky=rng.standard_t(2.5, n).tolist(),
         fwhm=fwhm.tolist(),
         mindtoedge=np.minimum.reduce([xpos, ypos, CHANNEL_X - xpos, CHANNEL_Y - ypos]).tolist(),
-        seeratio=np.clip(rng.lognormal(0.05, 0.15, n), 0.45, 2.0).tolist(),
+        seeratio=np.clip(rng.lognormal(0.1, 0.26, n), 0.45, 2.0).tolist(),
         bimage=bimage.tolist(),
         aimage=(bimage * elong).tolist(),
         aimagerat=(bimage * elong / fwhm).tolist(),
@@ -223,7 +226,7 @@ def detection_columns(
         magfromlim=[lim - a for lim, a in zip(columns["diffmaglim"], columns["magap"], strict=True)],
         ranr=[float(np.round(ranr, 7))] * n,
         decnr=[float(np.round(decnr, 7))] * n,
-        scorr=(snr * rng.lognormal(0.12, 0.12, n)).tolist(),
+        scorr=(snr / (1.0 + snr / 120.0) * rng.lognormal(0.3, 0.22, n)).tolist(),
         rbversion=[RBVERSION] * n,
     )
     name, mag_ss, dist_ss = source.moving or ("null", MISSING, MISSING)
@@ -255,7 +258,7 @@ def candidate_columns(
     dsn = snr * rng.lognormal(-0.1, 0.25, n)
     ssn = dsn * rng.lognormal(0.58, 0.15, n)
     fixed = np.random.default_rng([int(v.field.number), seen.rcid, 7])
-    frames = int(fixed.choice([15, 15, 15, 16, 20, 24, 30, 40]))
+    frames = int(fixed.choice([15, 15, 15, 15, 15, 15, 16, 17, 20, 25, 40]))
     start = 2458190.0 + float(np.round(fixed.uniform(0, 60), 6))
     zpmed = [z + float(d) for z, d in zip(columns["magzpsci"], rng.normal(0.01, 0.04, n), strict=True)]
     density = max(environment.mag.shape[0], 1)

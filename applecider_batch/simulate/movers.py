@@ -43,6 +43,8 @@ def asteroid(
     known = rng.random() < 0.93
     speed = float(rng.uniform(20.0, 45.0)) if rng.random() < 0.9 else float(rng.uniform(0.0, 0.6))
     angle = float(rng.normal(0.4, 0.3))
+    if speed < 1.0 and which == 1:  # the slow one keeps its place; its partner is another body
+        speed = 30.0
     error = float(rng.choice([0.0, 0.0, 0.0, 1.0, 2.0]))
     first = group[0]
     pick = group[min(which, len(group) - 1)]

@@ -105,9 +105,12 @@ def observe(
     if under.any():
         per_band = ujy(environment.mag[under]).sum(axis=0)
         light = per_band[visits.fid - 1] * to_dn
-    # Photon noise of what is underneath and of the source, and a residual of 0.3 per cent of what was
+    # Photon noise of what is underneath and of the source, and a residual of what was
     # subtracted.
-    sigma = np.sqrt(limit_sigma**2 + (light + np.abs(true_dn)) / GAIN + (0.003 * light) ** 2)
+    scatter = min(float(rng.lognormal(np.log(0.03), 0.5)), 0.09)
+    sigma = np.sqrt(
+        limit_sigma**2 + (light + np.abs(true_dn)) / GAIN + (0.005 * light) ** 2 + (scatter * true_dn) ** 2
+    )
     flux = true_dn + sigma * rng.normal(size=n)
     xpos, ypos = x0 + visits.dither_x, y0 + visits.dither_y
     covered = (xpos > 10.0) & (ypos > 10.0) & (xpos < 3062.0) & (ypos < 3070.0)

@@ -24,7 +24,6 @@ SIMULATION_FILE = "simulation.json"
 NOTE = "SIMULATED by applecider-batch: no row, packet or stamp in this folder is an observation."
 KNOWN_SHARE = 0.7
 SPECTRUM_SHARE = {"SN I": 0.5, "SN II": 0.5, "CV": 0.25, "AGN": 0.4, "TDE": 0.6}
-ELIGIBLE_RB = 0.55
 
 _TRUTH = pa.schema(
     [
@@ -76,9 +75,9 @@ class Catalogues:
         jd = seen.visits.jd[index]
         positive = seen.flux_dn[index] > 0
         peaks = _peak_mags(made)
-        spread = float(jd[-1] - jd[0]) * 24.0 if len(jd) else 0.0
+        hours = float(np.ptp(jd[positive])) * 24.0 if positive.any() else 0.0
         gate = source.gate
-        if gate == "in_scope" and (positive.sum() < 2 or spread < 0.5):
+        if gate == "in_scope" and (positive.sum() < 2 or hours < 0.5):
             gate = "too_few_detections"
         truth: dict[str, Any] = {
             "objectId": made.slot.object_id, "class": source.class5, "type": source.kind, "gate": gate,

@@ -220,11 +220,16 @@ def _measured(
             np.sqrt(mask.sum(axis=(1, 2)) * pixel_sigma.astype(np.float64) ** 2 + np.abs(flux) / GAIN)
         )
     core = difference[:, HALF - 2 : HALF + 3, HALF - 2 : HALF + 3].astype(np.float64)
+    # ZTF takes `sumrat` after a median filter; a 3 x 3 one here.
+    window = np.lib.stride_tricks.sliding_window_view(
+        difference[:, HALF - 3 : HALF + 4, HALF - 3 : HALF + 4], (3, 3), axis=(1, 2)
+    )
+    smooth = np.median(window.reshape(len(flux), 5, 5, 9), axis=3).astype(np.float64)
     return Stamps(
         science=science, template=template, difference=difference,
         aperture_dn=np.stack(sums, axis=1).astype(np.float64), aperture_sigma=np.stack(sigmas, axis=1),
         nneg=(core < 0).sum(axis=(1, 2)).astype(np.int64),
-        sumrat=core.sum(axis=(1, 2)) / np.maximum(np.abs(core).sum(axis=(1, 2)), 1e-9),
+        sumrat=smooth.sum(axis=(1, 2)) / np.maximum(np.abs(smooth).sum(axis=(1, 2)), 1e-9),
     )  # fmt: skip
 
 

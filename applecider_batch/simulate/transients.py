@@ -15,6 +15,9 @@ from applecider_batch.simulate.source import (
     ujy,
 )
 
+# Fainter ones are rarely recognised: the real classified sample has its median peak near 18.4 mag.
+FAINTEST_PEAK = 19.5
+
 # Mean SN Ia in g, r, i: mag below the g maximum against rest-frame days since that maximum, read off the
 # templates of Hsiao et al. 2007 (doi:10.1086/518232) at 3 per cent; the i band has its second maximum.
 _IA_PHASE = np.array(
@@ -90,7 +93,7 @@ def _finish(
 
 
 def _reddening(rng: np.random.Generator) -> dict[int, float]:
-    ebv = float(rng.exponential(0.06))
+    ebv = float(rng.exponential(0.12))
     return {1: 3.5 * ebv, 2: 2.5 * ebv, 3: 1.9 * ebv}
 
 
@@ -99,7 +102,7 @@ def sn_ia(rng: np.random.Generator, t_peak: float) -> Source:
     stretch = float(np.clip(rng.normal(0.98, 0.09), 0.7, 1.25))
     color = float(rng.normal(0.0, 0.06) + rng.exponential(0.04))
     abs_mag = -19.25 - 1.4 * (stretch - 1.0) + 2.5 * color + rng.normal(0.0, 0.12)
-    mag = euclidean_mag(rng, 15.0, 19.9)
+    mag = euclidean_mag(rng, 15.0, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     shift = {1: 0.0, 2: -1.0 * color - 0.4 * redshift, 3: -1.6 * color}
 
@@ -119,7 +122,7 @@ def _bazin_source(
     rise: tuple[float, float], fall: tuple[float, float], color: tuple[float, float], bump: float = 0.0,
 ) -> Source:  # fmt: skip
     abs_mag = float(rng.normal(abs_mean, abs_sigma))
-    mag = euclidean_mag(rng, 15.5, 19.9)
+    mag = euclidean_mag(rng, 15.5, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     tau_rise = float(rng.uniform(*rise))
     tau_fall = float(max(rng.lognormal(np.log(fall[0]), fall[1]), 2.5 * tau_rise))
@@ -195,7 +198,7 @@ def sn_iip(rng: np.random.Generator, t_peak: float) -> Source:
     """SN IIP: fast rise, plateau and fall (Villar et al. 2019; plateau lengths of Anderson et al. 2014,
     doi:10.1088/0004-637X/786/1/67)."""
     abs_mag = float(rng.normal(-16.9, 0.8))
-    mag = euclidean_mag(rng, 15.5, 19.9)
+    mag = euclidean_mag(rng, 15.5, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     rise = float(rng.uniform(1.2, 3.0))
     plateau = float(np.clip(rng.normal(88.0, 15.0), 45.0, 130.0))
@@ -221,7 +224,7 @@ def sn_iip(rng: np.random.Generator, t_peak: float) -> Source:
 def tde(rng: np.random.Generator, t_peak: float) -> Source:
     """Tidal disruption event: Gaussian rise, power-law decline, constant temperature.
 
-    van Velzen et al. 2021 (doi:10.3847/1538-4357/abc258) eqs. 1-2 with p near -5/3, at log T = 4.35 +- 0.13.
+    van Velzen et al. 2021 (doi:10.3847/1538-4357/abc258) eqs. 1-2 with p near -5/3, at log T = 4.32 +- 0.13.
     """
     abs_mag = float(rng.normal(-19.3, 0.7))
     mag = euclidean_mag(rng, 16.0, 19.7)
@@ -229,8 +232,10 @@ def tde(rng: np.random.Generator, t_peak: float) -> Source:
     sigma = float(rng.lognormal(np.log(13.0), 0.35))
     t0 = float(rng.lognormal(np.log(45.0), 0.4))
     power = float(rng.normal(-1.67, 0.2))
-    temperature = float(10 ** np.clip(rng.normal(4.35, 0.13), 4.05, 4.7))
+    temperature = float(10 ** np.clip(rng.normal(4.32, 0.13), 4.05, 4.7))
+    dust = float(rng.exponential(0.1))  # E(g-r) of what reddens the nucleus
     shift = black_body_mag(temperature, redshift)
+    shift = {1: shift[1] + dust, 2: 0.0, 3: shift[3] - 0.5 * dust}
 
     def flux(jd: FloatArray, fid: IntArray) -> FloatArray:
         phase = (jd - t_peak) / (1.0 + redshift)

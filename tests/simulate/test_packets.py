@@ -174,7 +174,7 @@ def test_stamps(small: Small) -> None:
 
 
 def test_difference_stamp_holds_the_flux_of_magpsf(small: Small) -> None:
-    """Aperture sum by hand of radius 7 px, against 10^(0.4 (zero point - magpsf)); positive in either sign."""
+    """Aperture sum of radius 7 px by hand, against 10^(0.4 (zero point - magpsf)); positive either way."""
     ratios = []
     moving = {t["objectId"] for t in small.truth if t["gate"] == "artefact"}
     y, x = np.mgrid[-31:32, -31:32]
