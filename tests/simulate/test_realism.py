@@ -12,8 +12,9 @@ from .conftest import Small
 
 FIELDS = [
     "magpsf", "sigmapsf", "diffmaglim", "fwhm", "elong", "rb", "drb", "nmtchps", "ncovhist", "magzpsci",
-    "distpsnr1",    "distnr", "magap", "sigmagap", "scorr", "aimage", "bimage", "classtar", "chinr", "seeratio", "dsnrms",
-    "ssnrms",    "magdiff", "magfromlim", "sumrat", "nneg", "magnr", "srmag1", "sgscore2", "maggaia", "nmatches",
+    "distpsnr1", "distnr", "magap", "sigmagap", "scorr", "aimage", "bimage", "classtar", "chinr",
+    "seeratio", "dsnrms", "ssnrms", "magdiff", "magfromlim", "sumrat", "nneg", "magnr", "srmag1",
+    "sgscore2", "maggaia", "nmatches",
 ]  # fmt: skip
 
 
