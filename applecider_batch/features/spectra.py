@@ -139,9 +139,10 @@ def preprocess_spectrum(
         overflow.
     """
     wavelength, flux = np.asarray(wavelength, np.float64), np.asarray(flux, np.float64)
+    known = ~(np.isnan(wavelength) | np.isnan(flux))
     if profile.spectrum_norm != "mad_unguarded":
-        finite = np.isfinite(wavelength) & np.isfinite(flux)
-        wavelength, flux = wavelength[finite], flux[finite]
+        known &= np.isfinite(wavelength) & np.isfinite(flux)
+    wavelength, flux = wavelength[known], flux[known]
     if profile.spectrum_rest_frame:
         wavelength = wavelength / (1.0 + redshift)
     if len(wavelength) < _MIN_POINTS:
@@ -184,14 +185,19 @@ def _extrapolated(wavelength: np.ndarray, flux: np.ndarray, grid: np.ndarray) ->
 
 
 def _mad(values: np.ndarray, *, guarded: bool) -> np.ndarray:
-    """(x - mean) / MAD about the median, not scaled; guarded: else / standard deviation, else / 1."""
+    """(x - mean) / MAD about the median, not scaled.
+
+    Guarded: NaN do not count, a MAD of 0 gives way to the standard deviation, that to 1.
+    """
+    used = values[~np.isnan(values)] if guarded else values
+    if not len(used):
+        return np.full(len(values), np.nan, np.float32)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        centred = values - values.mean()
-        scale = np.median(np.abs(values - np.median(values)))
+        scale = np.median(np.abs(used - np.median(used)))
         if guarded and scale == 0:
-            scale = values.std()
+            scale = used.std()
             scale = scale if scale != 0 else 1.0
-        return (centred / scale).astype(np.float32)
+        return ((values - used.mean()) / scale).astype(np.float32)
 
 
 def coverage(wavelength: np.ndarray, profile: Profile, redshift: float) -> float:
