@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.run_folder import RunFolder
-from applecider_batch.catalog.store import BATCH_ROWS, CATALOG_FILE, FORMAT, FORMAT_VERSION
+from applecider_batch.catalog.store import BATCH_ROWS, CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE
 from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
@@ -96,6 +96,9 @@ def build_catalog(
         "parts": parts,
         **summary.as_dict(),
     }
+    statistics = run.statistics()
+    if statistics is not None:
+        out.write_json_atomic(RUN_FILE, statistics)
     out.write_json_atomic(CATALOG_FILE, info)
     named = {part["file"].removeprefix("rows/") for part in parts}
     for name in out.ls("rows"):
@@ -127,7 +130,7 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
                 f"'{out.url}' already holds the catalogue of run {there.get('run_id')}, not of {run.run_id}.",
                 hint="Choose another folder.",
             )
-    elif [name for name in out.ls() if name != "rows"]:
+    elif [name for name in out.ls() if name not in ("rows", RUN_FILE)]:
         raise UserError(f"'{out.url}' is not empty and no catalogue.", hint="Choose a new folder.")
 
 

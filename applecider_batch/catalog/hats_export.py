@@ -80,7 +80,8 @@ def export_hats(
     target = Store(out, storage_options)
     if target.ls():
         raise UserError(f"'{out}' is not empty.", hint="Give a new folder for the HATS catalogues.")
-    rows, without, files, names = 0, 0, 0, []
+    rows, without, files = 0, 0, 0
+    names: list[str] = []
     with tempfile.TemporaryDirectory(prefix="applecider-hats-") as scratch:
         for label in labels:
             name = f"horizon_{label}"

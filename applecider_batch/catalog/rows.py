@@ -36,7 +36,7 @@ def assemble_rows(prepared: Any, outputs: Any, identity: Mapping[str, Any]) -> p
         -1 = absent).
     outputs : inference.shard.ShardOutputs
         ``logits``: modality -> float32 (n_items, 5), in the class order of ``taxonomy.CLASSES``;
-        ``calibration``: temperatures for the probabilities (the logit columns stay as the networks gave them).
+        ``calibration``: temperatures for the probabilities (the logits stay as the networks gave them).
     identity : mapping
         ``run_id, shard_id, model_set_id, pipeline_version, trained`` and, where they exist,
         ``calibration_id``, ``anomaly_ref_id``, ``prior_id``.

@@ -6,12 +6,14 @@
     RUN/commits/shard-00012.json        one record per committed shard; names its data file
     RUN/data/shard-00012.<attempt>.parquet
     RUN/quarantine/shard-00012.json     a shard that was given up
+    RUN/manifest.jsonl, metrics.jsonl   times, for the report
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +105,43 @@ class RunFolder:
         """Missing shards that the run gave up on."""
         given_up = set(self.store.ls("quarantine"))
         return [shard_id for shard_id in self.missing if f"shard-{shard_id:05d}.json" in given_up]
+
+    def statistics(self) -> dict[str, Any] | None:
+        """How long the run took: sessions, executors, seconds at work, objects per second, seconds by step.
+
+        From ``manifest.jsonl`` and ``metrics.jsonl``; None where the run kept neither.
+        """
+        sessions, metrics = self._lines("manifest.jsonl"), self._lines("metrics.jsonl")
+        if not sessions and not metrics:
+            return None
+        times: dict[int, list[float]] = {}
+        for entry in sessions:
+            times.setdefault(entry["session"], []).append(entry["time"])
+        seconds = sum(max(moments) - min(moments) for moments in times.values())
+        steps: dict[str, float] = {}
+        for entry in metrics:
+            for step, spent in entry.get("seconds", {}).items():
+                steps[step] = steps.get(step, 0.0) + spent
+        objects = sum(entry["objects"] for entry in metrics)
+        return {
+            "sessions": len(times),
+            "executors": sorted({entry["executor"] for entry in sessions}),
+            "seconds": round(seconds, 3),
+            "objects_per_s": round(objects / seconds, 3) if seconds > 0 else 0.0,
+            "seconds_by_step": {step: round(spent, 3) for step, spent in sorted(steps.items())},
+        }
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        """JSON lines of a log; a last line cut off by a kill is left out."""
+        if not self.store.exists(name):
+            return []
+        entries = []
+        for line in self.store.read_bytes(name).decode(errors="replace").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue
+        return entries
 
     def read_shard(self, shard: Shard) -> pa.Table:
         """Rows of a committed shard, checked against its commit record.

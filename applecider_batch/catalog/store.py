@@ -4,6 +4,7 @@
 
     CATALOG/catalog.json                      counts, parts with their sha256, content_sha256; written last
     CATALOG/rows/part-00000.<build>.parquet   rows in the order of (hash64, objectId, episode, horizon_days)
+    CATALOG/run.json                          times of the run (sessions, seconds by step), where it kept them
 
 Readers trust only the parts that ``catalog.json`` names.
 """
@@ -21,6 +22,7 @@ from applecider_batch.errors import UserError
 from applecider_batch.storage import Store
 
 CATALOG_FILE = "catalog.json"
+RUN_FILE = "run.json"
 FORMAT = "applecider-batch catalogue"
 FORMAT_VERSION = 1
 BATCH_ROWS = 65_536

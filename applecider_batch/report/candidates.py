@@ -1,0 +1,181 @@
+"""Which rows a report shows, and everything that is shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from applecider_batch.archive.read import Archive
+from applecider_batch.catalog.read import only_horizon
+from applecider_batch.catalog.store import iter_rows
+from applecider_batch.features.points import load_points
+from applecider_batch.report.light_curve import BANDS, ZERO_POINT_UJY, LightCurve
+from applecider_batch.report.png import data_url
+from applecider_batch.report.sky_map import ORDER as SKY_ORDER
+from applecider_batch.storage import Store
+from applecider_batch.taxonomy import CLASSES
+
+STAMPS = ("Science", "Template", "Difference")
+_FORCED = 2
+_KEY = ("hash64", "objectId", "episode")
+
+
+@dataclass
+class Candidate:
+    """One episode in the report.
+
+    Attributes
+    ----------
+    row : dict
+        Its catalogue row at the reference horizon.
+    horizons : list of dict
+        Its rows at all horizons, in order.
+    rank : int
+        Rank within its class, from 1.
+    curve : LightCurve or None
+    stamps : dict of str to str
+        ``data:`` URL by stamp name.
+    spectrum : (wavelength, flux) or None
+    """
+
+    row: dict[str, Any]
+    rank: int
+    horizons: list[dict[str, Any]] = field(default_factory=list)
+    curve: LightCurve | None = None
+    stamps: dict[str, str] = field(default_factory=dict)
+    spectrum: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass
+class Selection:
+    """What one pass over the catalogue gives the report.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+        By class in the order of the taxonomy, best first.
+    sky_in_scope, sky_rest : dict
+        HEALPix cell -> episodes.
+    """
+
+    candidates: list[Candidate]
+    sky_in_scope: dict[int, int]
+    sky_rest: dict[int, int]
+
+
+def select(store: Store, info: Mapping[str, Any], horizon: str, per_class: int) -> Selection:
+    """The rows with the highest probability of each class, in scope, and counts on the sky; bounded memory.
+
+    Parameters
+    ----------
+    horizon : str
+        Label of the reference horizon.
+    per_class : int
+        Rows per class; equal probabilities are ordered by (hash64, objectId, episode).
+    """
+    best: dict[str, pa.Table] = {}
+    sky: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    for table in iter_rows(store, info):
+        rows = only_horizon(table, horizon)
+        in_scope = pc.fill_null(pc.equal(rows.column("gate"), "in_scope"), False)
+        for counts, mask in ((sky[0], in_scope), (sky[1], pc.invert(in_scope))):
+            _count_cells(counts, rows.column("_healpix_29").filter(mask))
+        for name in CLASSES:
+            mine = rows.filter(pc.fill_null(pc.equal(rows.column("class_top1"), name), False))
+            if mine.num_rows:
+                joined = pa.concat_tables([best[name], mine]) if name in best else mine
+                order = [("prob_top1", "descending"), *((key, "ascending") for key in _KEY)]
+                best[name] = joined.sort_by(order).slice(0, per_class)
+    candidates = [
+        Candidate(row, rank)
+        for name in CLASSES
+        if name in best
+        for rank, row in enumerate(best[name].to_pylist(), 1)
+    ]
+    _add_horizons(store, info, candidates)
+    return Selection(candidates, *sky)
+
+
+def _count_cells(counts: dict[int, int], index: pa.ChunkedArray) -> None:
+    cells = pc.drop_null(index).to_numpy() >> 2 * (29 - SKY_ORDER)
+    for cell, count in zip(*np.unique(cells, return_counts=True), strict=True):
+        counts[int(cell)] = counts.get(int(cell), 0) + int(count)
+
+
+def _add_horizons(store: Store, info: Mapping[str, Any], candidates: Sequence[Candidate]) -> None:
+    by_key = {(c.row["objectId"], c.row["episode"]): c for c in candidates}
+    wanted = pa.array(sorted({name for name, _ in by_key}), pa.string())
+    for table in iter_rows(store, info):
+        for row in table.filter(pc.is_in(table.column("objectId"), wanted)).to_pylist():
+            candidate = by_key.get((row["objectId"], row["episode"]))
+            if candidate is not None:
+                candidate.horizons.append(row)
+
+
+def add_observations(archive: Archive, candidates: Sequence[Candidate]) -> None:
+    """Light curve, stamps and spectrum of every candidate, read object by object."""
+    for candidate in candidates:
+        position, name = candidate.row["hash64"], candidate.row["objectId"]
+        photometry = archive.read_photometry(position, position + 1)
+        candidate.curve = light_curve_of(photometry, name)
+        if candidate.row["candid_image"] is not None:
+            stamps = archive.read_stamps(position, position + 1, [candidate.row["candid_image"]])
+            if stamps.num_rows:
+                candidate.stamps = _stamp_images(stamps.slice(0, 1).to_pylist()[0])
+        if candidate.row["spec_id"] is not None:
+            spectra = archive.read_spectra(position, position + 1)
+            mine = spectra.filter(pc.equal(spectra.column("spec_id"), candidate.row["spec_id"]))
+            if mine.num_rows:
+                wavelength, flux = (
+                    np.asarray(mine.column(c)[0].as_py(), float) for c in ("wavelength", "flux")
+                )
+                candidate.spectrum = (wavelength, flux)
+
+
+def light_curve_of(photometry: pa.Table, name: str) -> LightCurve | None:
+    """Stitched photometry of one object (schema ``photometry``) for drawing; None where there is none.
+
+    Of a forced point with several revisions the last is drawn.
+    """
+    mine = photometry.filter(pc.equal(photometry.column("objectId"), name))
+    if not mine.num_rows:
+        return None
+    points = load_points(mine, pa.array([name]))
+    drawn = np.isfinite(points.flux) & np.isin(points.fid, list(BANDS))
+    latest: dict[tuple[float, int, int], int] = {}
+    for i in np.flatnonzero(drawn & (points.origin == _FORCED)):
+        latest[(points.jd[i], int(points.fid[i]), int(points.pid[i]))] = int(i)  # sorted by known_jd
+    drawn &= (points.origin != _FORCED) | np.isin(np.arange(len(points)), list(latest.values()))
+    limits = mine.filter(
+        pc.and_(
+            pc.invert(pc.fill_null(mine.column("is_detection"), False)),
+            pc.is_valid(mine.column("diffmaglim")),
+        )
+    )
+    limits = limits.filter(pc.not_equal(limits.column("origin"), _FORCED))
+    magnitude = limits.column("diffmaglim").cast(pa.float64()).to_numpy()
+    return LightCurve(
+        jd=points.jd[drawn],
+        flux=points.flux[drawn],
+        flux_err=points.flux_err[drawn],
+        fid=points.fid[drawn],
+        forced=points.forced[drawn],
+        limit_jd=limits.column("jd").to_numpy(),
+        limit_flux=10.0 ** (-0.4 * (magnitude - ZERO_POINT_UJY)),
+        limit_fid=pc.fill_null(limits.column("fid").cast(pa.int64()), 0).to_numpy(),
+    )
+
+
+def _stamp_images(row: Mapping[str, Any]) -> dict[str, str]:
+    images = {}
+    for name in STAMPS:
+        pixels, height, width = row[f"cutout{name}"], row[f"height{name}"], row[f"width{name}"]
+        if pixels is not None and height and width and len(pixels) == height * width:
+            values = np.array([np.nan if p is None else p for p in pixels], np.float32)
+            images[name] = data_url(values.reshape(height, width))
+    return images
