@@ -144,10 +144,9 @@ def write_untrained(
     main = tuple(MAIN_NETWORKS[profile].values())
     if unknown := sorted(set(configs) - {*main, *extra}):
         raise UserError(f"Config for {', '.join(unknown)}, but the set gets {', '.join((*main, *extra))}.")
-    items = []
-    for network in dict.fromkeys((*main, *extra)):
-        card = untrained_card(profile, network, config=configs.get(network))
-        items.append(_write_seeded(store, card, seed, default=network in main))
+    # All cards first: a wish that cannot be met must not leave half a set.
+    cards = [untrained_card(profile, n, config=configs.get(n)) for n in dict.fromkeys((*main, *extra))]
+    items = [_write_seeded(store, card, seed, default=card.network in main) for card in cards]
     save_set(
         store,
         name=name or f"untrained-{profile}-seed{seed}",

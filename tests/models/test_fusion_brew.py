@@ -73,7 +73,7 @@ def test_golden(shared_golden: Path, golden: dict[str, np.ndarray], network: Fus
 def test_batch_of_one_is_batch_of_four(golden: dict[str, np.ndarray], network: FusionBrew) -> None:
     parts = inputs(golden)
     together = network(*parts)
-    for i in range(4):
+    for i in (0, 3):
         alone = network(*(p[i : i + 1] for p in parts))
         assert excess(alone, together[i : i + 1].numpy(), 2e-5) <= 1
 
@@ -113,9 +113,9 @@ def test_mistake_is_caught(
 ) -> None:
     form = network.config.fusion
     network.double()
-    parts = inputs(golden, torch.float64)
+    parts = tuple(p[:1] for p in inputs(golden, torch.float64))
     MISTAKES[name](network, monkeypatch)
-    caught = excess(network(*parts), golden[f"{form}_logits_f64"], RTOL_F64) > 1
+    caught = excess(network(*parts), golden[f"{form}_logits_f64"][:1], RTOL_F64) > 1
     network.float()
     # The mean of three does not know their order; only `concat` can see that mistake.
     assert caught == (form == "concat" or name != "image and spectra exchanged")
