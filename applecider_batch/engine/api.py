@@ -59,8 +59,8 @@ def plan(
     Returns
     -------
     dict
-        ``run_id, snapshot, models, horizons, shards, objects, alerts, rows, bytes_read, memory_per_worker_bytes,
-        seconds, gpu_hours, cost, ...``
+        ``run_id, snapshot, models, horizons, shards, objects, alerts, rows, bytes_read,
+        memory_per_worker_bytes, seconds, gpu_hours, cost, ...``
     """
     from applecider_batch.engine.estimate import estimate
     from applecider_batch.engine.plan import make_plan, open_inputs
@@ -68,9 +68,18 @@ def plan(
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     device = resolve_device(device)
     made = make_plan(
-        archive, model_set, horizons=horizons, region=region, device=device, dtype=dtype, batch_size=batch_size,
-        threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url, models=models,
-    )  # fmt: skip
+        archive,
+        model_set,
+        horizons=horizons,
+        region=region,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        threads=threads,
+        objects_per_shard=objects_per_shard,
+        archive_url=archive_url,
+        models=models,
+    )
     return {**made.describe(), **estimate(made, archive, model_set, workers, price_per_gpu_hour)}
 
 
@@ -122,7 +131,8 @@ def classify(
     -------
     dict
         ``run_id, run, state ("complete", "partial" or "incomplete"), shards, shards_committed,
-        shards_quarantined, shards_remaining, objects, rows, objects_in_error, degraded_shards, trained, seconds, objects_per_s``
+        shards_quarantined, shards_remaining, objects, rows, objects_in_error, degraded_shards, trained,
+        seconds, objects_per_s``
 
     Raises
     ------
@@ -141,7 +151,9 @@ def classify(
     if executor not in EXECUTORS:
         raise UsageError(f"Unknown executor '{executor}'; allowed are {', '.join(EXECUTORS)}.")
     if executor == "serial" and (address or pools or (workers or 1) != 1):
-        raise UsageError("The serial executor has neither address, pools nor workers; use --executor ray for these.")
+        raise UsageError(
+            "The serial executor has neither address, pools nor workers; use --executor ray for these."
+        )
     if limit_shards is not None and limit_shards < 1:
         raise UsageError(f"--limit-shards must be at least 1, given was {limit_shards}.")
     run = RunFolder(Store(run_url, storage_options))
@@ -149,10 +161,18 @@ def classify(
         archive_url, models, snapshot if snapshot is not None else run.pinned_snapshot(), storage_options
     )
     made = make_plan(
-        archive, model_set, horizons=horizons, region=region, device=resolve_device(device, address), dtype=dtype,
-        batch_size=batch_size, threads=threads, objects_per_shard=objects_per_shard, archive_url=archive_url,
+        archive,
+        model_set,
+        horizons=horizons,
+        region=region,
+        device=resolve_device(device, address),
+        dtype=dtype,
+        batch_size=batch_size,
+        threads=threads,
+        objects_per_shard=objects_per_shard,
+        archive_url=archive_url,
         models=models,
-    )  # fmt: skip
+    )
     spec = TaskSpec(made, run.store, dict(storage_options or {}))
     if executor == "serial":
         from applecider_batch.engine.serial import SerialExecutor
@@ -174,7 +194,8 @@ def status(run_url: str, *, storage_options: Mapping[str, Any] | None = None) ->
     -------
     dict
         ``run_id, run, state ("running", "complete", "partial", "incomplete"), shards,
-        shards_committed, shards_quarantined, shards_remaining, objects, rows, objects_in_error, degraded_shards, failures, driver, objects_per_s, ...``
+        shards_committed, shards_quarantined, shards_remaining, objects, rows, objects_in_error,
+        degraded_shards, failures, driver, objects_per_s, ...``
     """
     from applecider_batch.engine.status import run_status
 

@@ -2,9 +2,10 @@
 
 Both executors are driven by the same loop; they differ only in where a shard is worked on.
 
-Charges (why a shard is given up): an error in the shard and the death of its own worker are charged; the death of
-a model actor or of a node is not.  At :data:`MAX_CHARGES` charges the shard is quarantined.  A shard that loses more
-than :data:`FREE_LOSSES` attempts to dying actors or nodes is charged for the further ones, so a run always ends.
+Charges (why a shard is given up): an error in the shard and the death of its own worker are charged; the
+death of a model actor or of a node is not.  At :data:`MAX_CHARGES` charges the shard is quarantined.  A
+shard that loses more than :data:`FREE_LOSSES` attempts to dying actors or nodes is charged for the further
+ones, so a run always ends.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _log = get_logger(__name__)
 
 
 class RunInterrupted(AppleciderError):
-    """The run was stopped by a signal or ``cancel``; everything committed is safe and the run can be resumed."""
+    """Stopped by a signal or ``cancel``; what is committed is safe, and the run can be resumed."""
 
     exit_code = 143
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from applecider_batch.engine.plan import Plan
 
-# Items per second and CPU thread, or per GPU.  CPU: measured on a shared 2-core EPYC (docs/decisions.md); GPU: a
-# tenth of what 35 % of the H200's matrix product would give for ConvNeXt-Tiny, because feeding it is the limit.
+# Items per second and CPU thread, or per GPU.  CPU: measured on a shared 2-core EPYC (docs/decisions.md);
+# GPU: a tenth of what 35 % of the H200's matrix product would give for ConvNeXt-Tiny, because feeding it
+# is the limit.
 CPU_ITEMS_PER_S = {"photometry": 600.0, "image": 150.0, "spectra": 60.0}
 GPU_ITEMS_PER_S = {"photometry": 60_000.0, "image": 20_000.0, "spectra": 10_000.0}
 # Reading and preparing an object for all horizons, per worker.
@@ -26,8 +27,8 @@ def estimate(
     Returns
     -------
     dict
-        ``rows`` (at most, one episode each), ``bytes_read``, ``memory_per_worker_bytes``, ``seconds``, ``gpu_hours``
-        and ``cost`` (None without a GPU or a price).
+        ``rows`` (at most, one episode each), ``bytes_read``, ``memory_per_worker_bytes``, ``seconds``,
+        ``gpu_hours`` and ``cost`` (None without a GPU or a price).
     """
     objects = sum(shard.objects for shard in plan.shards)
     alerts = sum(shard.alerts for shard in plan.shards)
@@ -49,7 +50,9 @@ def estimate(
         "memory_per_worker_bytes": PROCESS_BYTES + largest * ALERT_BYTES + batch,
         "seconds": round(seconds, 1),
         "gpu_hours": None if gpu_hours is None else round(gpu_hours, 3),
-        "cost": None if gpu_hours is None or price_per_gpu_hour is None else round(gpu_hours * price_per_gpu_hour, 2),
+        "cost": None
+        if gpu_hours is None or price_per_gpu_hour is None
+        else round(gpu_hours * price_per_gpu_hour, 2),
     }
 
 

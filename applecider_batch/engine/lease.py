@@ -1,7 +1,7 @@
 """One driver per run: a lease file with host, pid and heartbeat.
 
-The lease keeps two drivers from wasting work on one run.  Correctness does not rest on it but on the create-only
-commit records, so a clock that is wrong or a takeover at the same moment costs time, never a row.
+The lease keeps two drivers from wasting work on one run.  Correctness does not rest on it but on the
+create-only commit records, so a clock that is wrong or a takeover at the same moment costs time, never a row.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ class Lease:
         try:
             self._store.create_only(LEASE, self._contents())
         except FileExistsError:
-            raise UserError(
-                f"Another driver took over the run '{self._store.url}' at this moment."
-            ) from None
+            raise UserError(f"Another driver took over the run '{self._store.url}' at this moment.") from None
 
     def _mine(self) -> bool:
         holder = read_lease(self._store)

@@ -13,7 +13,8 @@ from applecider_batch.engine.shard_task import ShardTask
 from applecider_batch.errors import AppleciderError, StorageError
 from applecider_batch.inference.shard import Port
 
-# The storage itself refuses: no other shard would fare better, so the run stops instead of quarantining them all.
+# The storage itself refuses: no other shard would fare better, so the run stops instead of quarantining
+# them all.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -73,9 +74,12 @@ def attempt_shard(task: ShardTask, shard: Shard, name: str, ports: Mapping[str, 
         return Outcome(shard, "infrastructure", error=str(error), error_type="ModelLost")
     except Exception as error:
         failed = Outcome(
-            shard, "error", error=str(error) or repr(error), error_type=type(error).__name__,
+            shard,
+            "error",
+            error=str(error) or repr(error),
+            error_type=type(error).__name__,
             detail=traceback.format_exc(),
-        )  # fmt: skip
+        )
         if is_fatal(error):
             failed.kind = "fatal"
             failed.raised = error if isinstance(error, AppleciderError) else StorageError(f"{error}.")

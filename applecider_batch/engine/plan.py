@@ -1,8 +1,8 @@
 """The plan of a run: what is classified, with what, in which shards.  Immutable once a run folder has it.
 
 ``run_id`` is the digest of the plan's *identity*: the snapshot's logical digest, the model set, horizons,
-selection, device type, dtype, batch size, threads, the shards' hash ranges and the program's version.  Executor,
-address, number of workers and ``--limit-shards`` are not in it: they do not change a row.
+selection, device type, dtype, batch size, threads, the shards' hash ranges and the program's version.
+Executor, address, number of workers and ``--limit-shards`` are not in it: they do not change a row.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ class Plan:
         """
         try:
             if value["format"] != PLAN_FORMAT:
-                raise UserError(f"Unknown plan format '{value['format']}'; this version reads '{PLAN_FORMAT}'.")
+                raise UserError(
+                    f"Unknown plan format '{value['format']}'; this version reads '{PLAN_FORMAT}'."
+                )
             plan = cls(
                 dict(value["identity"]),
                 tuple(Shard.from_json(shard) for shard in value["shards"]),
@@ -151,7 +153,9 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"The run's plan.json is damaged: {error!r}.") from error
         if stated != plan.run_id:
-            raise UserError(f"The run's plan.json was changed: it states run_id {stated}, it is {plan.run_id}.")
+            raise UserError(
+                f"The run's plan.json was changed: it states run_id {stated}, it is {plan.run_id}."
+            )
         return plan
 
     def describe(self) -> dict[str, Any]:
@@ -220,10 +224,14 @@ def make_plan(
     archive_url: str,
     models: str,
 ) -> Plan:
-    """The plan of a classification; deterministic, writes nothing (see :func:`applecider_batch.engine.api.plan`)."""
+    """The plan of a classification; deterministic, and it writes nothing (see ``engine.api.plan``)."""
     _allowed("dtype", dtype, DTYPES)
     _allowed("device", device, DEVICE_TYPES)
-    for name, value in (("batch size", batch_size), ("threads", threads), ("objects per shard", objects_per_shard)):
+    for name, value in (
+        ("batch size", batch_size),
+        ("threads", threads),
+        ("objects per shard", objects_per_shard),
+    ):
         if value < 1:
             raise UsageError(f"The {name} must be at least 1, given was {value}.")
     cone = None if region is None else Region(*region)

@@ -24,7 +24,8 @@ from applecider_batch.inference.fusion import MODALITIES
 
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 512 << 20
-# On CPUs a worker waits while its batches are computed, so a worker and its share of model actors are about a core.
+# On CPUs a worker waits while its batches are computed, so a worker and its share of model actors are
+# about a core.
 WORKER_CPUS = {"cpu": 0.25, "cuda": 1.0}
 MODEL_CPUS = {"cpu": 0.25, "cuda": 0.25}
 GPU_SHARES = {"image": 0.5, "photometry": 0.25, "spectra": 0.25}
@@ -91,7 +92,9 @@ def plan_pools(
                 f"{name}: {dict(values)}."
             )
         if min(values.values(), default=0) < 0 or values.get("size", 1) < 1:
-            raise UsageError(f"A pool needs a size of at least 1 and no negative number, given was {dict(values)}.")
+            raise UsageError(
+                f"A pool needs a size of at least 1 and no negative number, given was {dict(values)}."
+            )
     count = workers or max(1, int(cpus) // 2)
     pools = {}
     for name in modalities:
@@ -120,16 +123,15 @@ def check_fit(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
     free_gpus = {node.node_id: [1.0] * int(node.gpus) for node in nodes}
     for pool in sorted(pools, key=lambda p: (-p.num_gpus, -p.num_cpus, p.name)):
         for number in range(pool.size):
-            if not any(_place(pool, node.node_id, free_cpus, free_gpus) for node in nodes):
-                asked = "; ".join(
-                    f"{p.size} x {p.name} ({p.num_cpus:g} CPU, {p.num_gpus:g} GPU)" for p in pools
-                )
-                there = "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in nodes) or "no node"
-                raise ClusterError(
-                    f"The pools cannot be placed: actor {number + 1} of {pool.size} of '{pool.name}' finds no "
-                    f"room. Asked for: {asked}. The cluster has: {there}.",
-                    hint="Ask for fewer workers or smaller pools, add nodes, or say that the cluster grows by itself.",
-                )
+            if any(_place(pool, node.node_id, free_cpus, free_gpus) for node in nodes):
+                continue
+            asked = "; ".join(f"{p.size} x {p.name} ({p.num_cpus:g} CPU, {p.num_gpus:g} GPU)" for p in pools)
+            there = "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in nodes) or "no node"
+            raise ClusterError(
+                f"The pools cannot be placed: actor {number + 1} of {pool.size} of '{pool.name}' finds no "
+                f"room. Asked for: {asked}. The cluster has: {there}.",
+                hint="Ask for fewer workers or smaller pools, or add nodes.",
+            )
 
 
 def _place(pool: Pool, node: str, cpus: dict[str, float], gpus: dict[str, list[float]]) -> bool:
@@ -212,9 +214,12 @@ class Connection:
             cpus = max(os.cpu_count() or 1, math.ceil(local_cpus))
             self._folder = _short_folder()
             options |= {
-                "address": "local", "include_dashboard": False, "num_cpus": cpus,
-                "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": self._folder,
-            }  # fmt: skip
+                "address": "local",
+                "include_dashboard": False,
+                "num_cpus": cpus,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": self._folder,
+            }
         else:
             options["address"] = self.address
         try:

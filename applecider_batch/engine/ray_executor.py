@@ -1,7 +1,8 @@
 """The Ray executor: actors that own shards, an actor pool per modality, retries by the driver.
 
-A :class:`ShardWorker` does a shard end to end and talks to the model actors itself, so the driver sees one message
-per shard.  Nothing is restarted or retried by Ray (``max_restarts=0``, ``max_task_retries=0``): the driver decides.
+A :class:`ShardWorker` does a shard end to end and talks to the model actors itself, so the driver sees one
+message per shard.  Nothing is restarted or retried by Ray (``max_restarts=0``, ``max_task_retries=0``):
+the driver decides.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class ModelActor:
         self._predictor: Any = None
 
     def ready(self) -> str:
-        """Load the network; returns the node's id.  Errors come back as such, which a constructor's do not."""
+        """Load the network; returns the node's id.  Unlike a constructor's, its errors come back as such."""
         import ray
 
         if self._predictor is None:
@@ -281,9 +282,11 @@ class RayExecutor:
         ray.wait(refs, num_returns=1, timeout=seconds)
         if self._starting:
             self._settle(0)
-        done, _ = ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=0) if (
-            self._under_way
-        ) else ([], [])  # fmt: skip
+        done, _ = (
+            ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=0)
+            if (self._under_way)
+            else ([], [])
+        )
         return [self._outcome(ref) for ref in done]
 
     def _outcome(self, ref: Any) -> Outcome:
@@ -294,8 +297,13 @@ class RayExecutor:
             outcome: Outcome = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             self._idle.append(worker)
-            return Outcome(shard, "error", error=repr(error.cause), error_type=type(error.cause).__name__,
-                           detail=str(error))  # fmt: skip
+            return Outcome(
+                shard,
+                "error",
+                error=repr(error.cause),
+                error_type=type(error.cause).__name__,
+                detail=str(error),
+            )
         except ray.exceptions.RayError as error:
             self._start_worker()
             lost_node = self._node_died(worker, error)
@@ -303,15 +311,24 @@ class RayExecutor:
                 self._replace_dead_models()
             kind = "infrastructure" if lost_node else "worker_died"
             what = "The node" if lost_node else "The worker process"
-            return Outcome(shard, kind, error=f"{what} that worked on {shard.name} died.",
-                           error_type=type(error).__name__, detail=str(error))  # fmt: skip
+            return Outcome(
+                shard,
+                kind,
+                error=f"{what} that worked on {shard.name} died.",
+                error_type=type(error).__name__,
+                detail=str(error),
+            )
         self._idle.append(worker)
         if outcome.kind == "infrastructure":
             self._replace_dead_models()
         return outcome
 
     def _node_died(self, worker: _Actor, error: Exception) -> bool:
-        if "node" in str(error).lower() and "has died" in str(error) and "node has died" in str(error).lower():
+        if (
+            "node" in str(error).lower()
+            and "has died" in str(error)
+            and "node has died" in str(error).lower()
+        ):
             return True
         return worker.node not in {node.node_id for node in self._connection.nodes()}
 
@@ -338,7 +355,10 @@ class RayExecutor:
     def close(self) -> None:
         """End all actors at once; a local Ray ends with them."""
         everyone = [*self._idle, *(a for _, a in self._starting.values())]
-        everyone += [*(w for w, _ in self._under_way.values()), *(a for actors in self._models.values() for a in actors)]
+        everyone += [
+            *(w for w, _ in self._under_way.values()),
+            *(a for actors in self._models.values() for a in actors),
+        ]
         if everyone:
             import ray
 

@@ -57,8 +57,8 @@ def select_region(data: Any, region: Region) -> Any:
     Parameters
     ----------
     data : archive.read.ShardData
-        The mean is over the object's alerts, or over its points where it has no alert, on the sphere; an object
-        without any position is left out.
+        The mean is over the object's alerts, or over its points where it has no alert, on the sphere; an
+        object without any position is left out.
     region : Region
     """
     with_alerts = pc.unique(data.alerts.column("objectId"))

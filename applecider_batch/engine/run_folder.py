@@ -13,9 +13,9 @@ The output tree::
     RUN/metrics.jsonl                    one line per committed shard: seconds by step, objects
     RUN/log.txt
 
-A data file is written beside its name and renamed, then the create-only commit record is written.  Only a data file
-that a commit record names exists for readers; attempt names differ between sessions, so a worker left over from a
-dead driver can neither overwrite a committed file nor commit a shard twice.
+A data file is written beside its name and renamed, then the create-only commit record is written.  Only a
+data file that a commit record names exists for readers; attempt names differ between sessions, so a worker
+left over from a dead driver can neither overwrite a committed file nor commit a shard twice.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class RunFolder:
         return record
 
     def release(self, shard_name: str) -> None:
-        """Give a quarantined shard a new start: its failures are forgotten first, so no count is left behind."""
+        """Give a quarantined shard a new start; its failures go first, so that no charge is left behind."""
         for name in self.store.ls("failures"):
             match = _FAILURE_NAME.match(name)
             if match and match[1] == shard_name:
@@ -151,7 +151,8 @@ class RunFolder:
     def collect_garbage(self) -> list[str]:
         """Remove data files that can never count: those of a committed shard that its record does not name.
 
-        A file of a shard that is not committed stays: a worker of a dead driver may still be about to commit it.
+        A file of a shard that is not committed stays: a worker of a dead driver may still be about to
+        commit it.
 
         Returns
         -------

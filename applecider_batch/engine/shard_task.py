@@ -1,6 +1,7 @@
 """The work on one shard: read, prepare, infer, assemble, write, commit.
 
-A pure function of the plan and the shard: nothing in the rows depends on the executor, the attempt or the time.
+A pure function of the plan and the shard: nothing in the rows depends on the executor, the attempt or the
+time.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class ShardTask:
         Returns
         -------
         dict
-            ``record`` (the commit record), ``committed`` (False if another attempt was first), ``seconds`` by step.
+            ``record`` (the commit record), ``committed`` (False if another attempt was first), ``seconds``
+            by step.
         """
         clock = _Clock()
         data = self._archive.read_shard(shard.hash_lo, shard.hash_hi)
@@ -201,8 +203,10 @@ class ShardTask:
         except FileExistsError:
             self.folder.store.delete(data_file)
             return {
-                "record": self.folder.commit_record(shard.name), "committed": False, "seconds": clock.seconds,
-            }  # fmt: skip
+                "record": self.folder.commit_record(shard.name),
+                "committed": False,
+                "seconds": clock.seconds,
+            }
         clock.lap("commit")
         return {"record": record, "committed": True, "seconds": clock.seconds, "batches": outputs.batches}
 
@@ -238,7 +242,7 @@ class ShardTask:
 
 
 def without_absent(prepared: Any, outputs: ShardOutputs) -> Any:
-    """Prepared inputs in which items that turned out to be unusable (damaged stamps) are absent, not failed."""
+    """Prepared inputs in which items that proved unusable (damaged stamps) are absent, not failed."""
     for modality, absent in outputs.absent.items():
         if absent.any():
             inputs = getattr(prepared, modality)

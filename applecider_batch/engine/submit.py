@@ -1,7 +1,8 @@
 """Running the verbs as Ray jobs, through Ray's job API against a head started with ``ray start --head``.
 
-The job's working directory is the folder ``jobs/``, which Ray carries to the cluster; the package itself has to be
-installed there (an image, not ``runtime_env`` pip).  The submission id follows from the verb and its arguments.
+The job's working directory is the folder ``jobs/``, which Ray carries to the cluster; the package itself
+has to be installed there (an image, not ``runtime_env`` pip).  The submission id follows from the verb and
+its arguments.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def submit(
     verb : str
         One of :data:`VERBS`.
     arguments : sequence of str
-        The verb's own command-line options.  Relative paths are the submitter's where the cluster has that folder.
+        The verb's own command-line options.  Relative paths are the submitter's where the cluster has that
+        folder.
     address : str
         Ray's job server, for example ``http://127.0.0.1:8265``.
     follow : bool
@@ -56,8 +58,8 @@ def submit(
     Returns
     -------
     dict
-        ``submission_id, address, status`` and, where it was followed to the end, ``exit_code`` and ``result`` (the
-        verb's own answer).
+        ``submission_id, address, status`` and, where it was followed to the end, ``exit_code`` and
+        ``result`` (the verb's own answer).
 
     Raises
     ------
@@ -118,14 +120,16 @@ def _asked(call: Any, *arguments: Any, **options: Any) -> Any:
 
 def _refused(where: str, error: Exception) -> ClusterError:
     text = str(error).strip().splitlines()
-    hint = "Give the URL of the job server that 'ray start --head' printed, for example http://127.0.0.1:8265."
+    hint = (
+        "Give the URL of the job server that 'ray start --head' printed, for example http://127.0.0.1:8265."
+    )
     if "uthentication" in str(error) or "Unauthorized" in str(error):
         hint = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster."
     return ClusterError(f"Ray's job server at '{where}' refused: {text[0] if text else error!r}.", hint=hint)
 
 
 def _submission_id(client: Any, verb: str, arguments: Sequence[str]) -> tuple[str, bool]:
-    """The id to use, and whether a job of that id is under way; an id of a job that ended is not used again."""
+    """The id to use, and whether its job is under way; the id of a job that ended is not used again."""
     base = f"acb-{verb}-{json_digest([verb, list(arguments)])[:12]}"
     jobs = {job.submission_id: job.status for job in _asked(client.list_jobs) if job.submission_id}
     number = 1

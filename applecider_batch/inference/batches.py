@@ -1,7 +1,8 @@
 """Cut a shard's items into batches: by length bucket, in row order, never across shards.
 
-The cut depends on the items and the plan alone, so a shard's batches are the same on every executor and with any
-number of workers.  Light curves are padded to their bucket's length, not to the longest of the batch.
+The cut depends on the items and the plan alone, so a shard's batches are the same on every executor and
+with any number of workers.  Light curves are padded to their bucket's length, not to the longest of the
+batch.
 
 Batches are dictionaries of arrays as they travel to a predictor:
 
@@ -64,7 +65,9 @@ def cut_by_length(
     """
     lengths = np.asarray(lengths, np.int64)
     if len(lengths) and lengths.max() > buckets[-1]:
-        raise ValueError(f"A sequence of {lengths.max()} events is longer than the last bucket, {buckets[-1]}.")
+        raise ValueError(
+            f"A sequence of {lengths.max()} events is longer than the last bucket, {buckets[-1]}."
+        )
     bucket_of = np.searchsorted(np.asarray(buckets), lengths)
     for number, length in enumerate(buckets):
         items = np.flatnonzero((bucket_of == number) & (lengths > 0))

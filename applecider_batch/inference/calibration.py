@@ -2,10 +2,11 @@
 
 A model set carries a calibration document::
 
-    {"calibrated": true, "temperature": {"photometry": 1.3, "fused": {"default": 1.1, "photometry+image": 1.2}}}
+    {"calibrated": true, "temperature": {"photometry": 1.3, "fused": {"default": 1.1, "photometry+image":
+    1.2}}}
 
-A temperature is a number or one per pattern of the modalities available to the row, joined with ``+`` in the order
-photometry, image, spectra; ``default`` serves all other patterns, and 1 whatever is not given.
+A temperature is a number or one per pattern of the modalities available to the row, joined with ``+`` in
+the order photometry, image, spectra; ``default`` serves all other patterns, and 1 whatever is not given.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class Calibration:
             entries = value if isinstance(value, Mapping) else {DEFAULT: value}
             if name not in allowed or not patterns.issuperset(entries):
                 raise UserError(
-                    f"The calibration has temperatures for {name}/{list(entries)}; allowed are {', '.join(allowed)}"
-                    f" and the patterns {', '.join(sorted(patterns))}."
+                    f"The calibration has temperatures for {name}/{list(entries)}; allowed are "
+                    f"{', '.join(allowed)} and the patterns {', '.join(sorted(patterns))}."
                 )
             for key, number in entries.items():
                 if not isinstance(number, int | float) or not (math.isfinite(number) and number > 0):
-                    raise UserError(f"The calibration's temperature for {name}/{key} is {number!r}; it must be > 0.")
+                    raise UserError(
+                        f"The calibration's temperature for {name}/{key} is {number!r}; it must be > 0."
+                    )
             table[name] = {key: float(number) for key, number in entries.items()}
         return cls(table, bool(document.get("calibrated", False)))
 

@@ -56,7 +56,7 @@ def fuse(log_probs: np.ndarray, available: np.ndarray) -> np.ndarray:
 
 
 def mask_and_count(available: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``modality_mask`` (sum of bits) and ``n_modalities``, both int16 (n,), from ``available`` bool (n, M)."""
+    """``modality_mask`` (sum of bits) and ``n_modalities``, int16 (n,), from ``available`` bool (n, M)."""
     available = np.asarray(available, bool)
     bits = np.array([MODALITY_BITS[name] for name in MODALITIES[: available.shape[1]]], np.int16)
     return (available * bits).sum(axis=1).astype(np.int16), available.sum(axis=1).astype(np.int16)

@@ -49,7 +49,9 @@ class Predictor:
         if device.split(":")[0] not in DEVICES:
             raise UserError(f"Unknown device '{device}'; allowed are {', '.join(DEVICES)}.")
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"The device '{device}' was asked for, but no CUDA device is here.", hint="Use cpu.")
+            raise UserError(
+                f"The device '{device}' was asked for, but no CUDA device is here.", hint="Use cpu."
+            )
         torch.set_num_threads(threads)
         if device.startswith("cuda"):
             # Equal inputs, equal rows: no autotuning between kernels, no TF32 in a float32 run.
@@ -107,7 +109,9 @@ class Predictor:
             x[~batch["mask"]] = 0.0  # padding is 0 after standardising too
             return self._tensor(x), self._tensor(batch["mask"])
         if self.modality == "image":
-            return self._tensor(batch["image"]), self._tensor(self._card.standardise_metadata(batch["metadata"]))
+            return self._tensor(batch["image"]), self._tensor(
+                self._card.standardise_metadata(batch["metadata"])
+            )
         return (self._tensor(batch["x"]),)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

@@ -66,7 +66,8 @@ class ShardOutputs:
     latents : dict of modality -> ndarray, float32, shape (n_items, D)
         NaN in the same rows; D is 0 where nothing was run.
     absent : dict of modality -> ndarray, bool, shape (n_items,)
-        True where an item was not run because it has no usable input (an event-less light curve, damaged stamps).
+        True where an item was not run because it has no usable input (an event-less light curve, damaged
+        stamps).
     batches : dict of modality -> int
         Batches run.
     degraded : bool
@@ -137,7 +138,12 @@ class _Lane:
     """The batches of one modality: those to come, those under way, the answers."""
 
     def __init__(
-        self, modality: str, count: int, batches: Iterator[tuple[np.ndarray, Batch]], port: Port, in_flight: int
+        self,
+        modality: str,
+        count: int,
+        batches: Iterator[tuple[np.ndarray, Batch]],
+        port: Port,
+        in_flight: int,
     ) -> None:
         self.modality, self.batches_run, self.degraded = modality, 0, False
         self._batches, self._port, self._in_flight = batches, port, in_flight
@@ -188,11 +194,14 @@ def _batches(
         return len(prepared.image.candid), _images(prepared.image, cutouts, batch_size, wire)
     flux = prepared.spectra.flux
     return len(flux), (
-        (items, {"x": flux[items].reshape(len(items), 1, -1).astype(wire)}) for items in cut(len(flux), batch_size)
+        (items, {"x": flux[items].reshape(len(items), 1, -1).astype(wire)})
+        for items in cut(len(flux), batch_size)
     )
 
 
-def _photometry(values: np.ndarray, offsets: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+def _photometry(
+    values: np.ndarray, offsets: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
     for length, items in cut_by_length(np.diff(offsets), batch_size):
         yield items, pad_sequences(values, offsets, items, length)
 
@@ -200,7 +209,7 @@ def _photometry(values: np.ndarray, offsets: np.ndarray, batch_size: int) -> Ite
 def _images(
     image: Any, cutouts: CutoutReader, batch_size: int, wire: np.dtype
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Image batches; a stamp shared by neighbouring items is cut once, an item without usable stamps left out."""
+    """Image batches; a stamp shared by neighbours is cut once, items without usable stamps left out."""
     kept: dict[int, np.ndarray] = {}
     for items in cut(len(image.candid), batch_size):
         candids = np.asarray(image.candid)[items]
@@ -268,8 +277,11 @@ class StampCutouts:
             return self._make(table)
         except (ValueError, TypeError, IndexError, KeyError, pa.ArrowException) as error:
             # One unreadable stamp must not take its neighbours along.
-            _log.warning("Stamps of %d alerts could not be cut together (%s); cutting them one by one.",
-                         table.num_rows, error)  # fmt: skip
+            _log.warning(
+                "Stamps of %d alerts could not be cut together (%s); cutting them one by one.",
+                table.num_rows,
+                error,
+            )
             return [self._cut_one(table.slice(row, 1)) for row in range(table.num_rows)]
 
     def _cut_one(self, row: pa.Table) -> np.ndarray:

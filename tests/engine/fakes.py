@@ -1,0 +1,264 @@
+"""Small lower floors for engine tests: an archive, features and networks in a few lines, with faults on
+demand.
+
+An archive is a JSON file ``{"objects": n, "faults": {...}}``; the faults are looked up again for every
+shard, so a test can take one away.  Keys of ``faults`` map a shard's hash_lo (decimal string) or ``"*"``:
+
+- ``raise``: the shard raises ValueError; ``die``: its process is killed
+- ``die_once``: the process is killed the first time (a marker file beside the archive remembers)
+- ``sleep``: seconds spent reading the shard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from applecider_batch.catalog.rows import assemble_rows
+from applecider_batch.digest import hash64, hash64_one
+from applecider_batch.engine.plan import Plan, cut_shards
+from applecider_batch.engine.shard_task import Rooms, TaskSpec
+from applecider_batch.models.card import ModelCard
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+
+HORIZONS: tuple[float | None, ...] = (3.0, None)
+SIZE = 5
+NAN_MARK = 77.0
+
+
+def names(count: int) -> list[str]:
+    """objectIds sorted as an archive's are."""
+    return sorted((f"ZTF21test{i:05d}" for i in range(count)), key=lambda name: (hash64_one(name), name))
+
+
+def write_archive(path: Path, objects: int = 40, **faults: Any) -> str:
+    """Write the JSON file of an archive; returns its path."""
+    path.write_text(json.dumps({"objects": objects, "faults": faults}))
+    return str(path)
+
+
+@dataclass(frozen=True)
+class FakeShard:
+    """Objects and the tables that region selection looks at."""
+
+    objects: list[str]
+
+
+class FakeArchive:
+    """Objects named by :func:`names`; a candid is the position of its object in that list."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.snapshot = SimpleNamespace(
+            logical_digest=f"fake-{self._read()['objects']}", jd_max=2460000.5, id=1
+        )
+
+    def _read(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(Path(self.url).read_text())
+        return content
+
+    def read_shard(self, lo: int, hi: int) -> FakeShard:
+        content = self._read()
+        self._fail(content["faults"], lo)
+        return FakeShard([name for name in names(content["objects"]) if lo <= hash64_one(name) < hi])
+
+    def _fail(self, faults: dict[str, Any], lo: int) -> None:
+        def of(kind: str) -> Any:
+            where = faults.get(kind, {})
+            return where.get(str(lo), where.get("*"))
+
+        if seconds := of("sleep"):
+            time.sleep(seconds)
+        if of("raise"):
+            raise ValueError("this shard is poison")
+        marker = Path(f"{self.url}.died-{lo}")
+        if of("die") or (of("die_once") and not marker.exists()):
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def read_stamps(self, lo: int, hi: int, candids: Sequence[int]) -> pa.Table:
+        return pa.table({"candid": pa.array(list(candids), pa.int64())})
+
+
+@dataclass(frozen=True)
+class Photometry:
+    values: np.ndarray
+    offsets: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Image:
+    candid: np.ndarray
+    metadata: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Spectra:
+    flux: np.ndarray
+    row_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    rows: pa.Table
+    photometry: Photometry
+    image: Image
+    spectra: Spectra
+
+
+def prepare(
+    data: FakeShard, horizons: Sequence[float | None], profile: str, jd_max: float, wanted: set[str]
+) -> Prepared:
+    """One row per object and horizon; light curves of 1 to 40 events; the object decides everything."""
+    objects = list(data.objects)
+    rows = [
+        {"objectId": name, "episode": 1, "horizon_days": day, "gate": "in_scope"}
+        for name in objects
+        for day in horizons
+    ]
+    n = len(objects)
+    catalogue = load_table("catalogue").arrow
+    keys = ("objectId", "episode", "horizon_days", "gate")
+    table = pa.Table.from_pylist(rows, pa.schema([catalogue.field(key) for key in keys]))
+    table = table.append_column("hash64", pa.array(hash64(table.column("objectId"))))
+    for name in ("ra", "dec"):
+        table = table.append_column(name, pa.nulls(len(rows), pa.float64()))
+    for name in ("error_code", "object_error"):
+        table = table.append_column(name, pa.nulls(len(rows), pa.string()))
+    curves = [np.random.default_rng(hash64_one(name)) for name in objects]
+    lengths = np.array([int(rng.integers(1, 41)) for rng in curves], np.int64)
+    values = [
+        rng.normal(size=(length, 7)).astype(np.float32) for rng, length in zip(curves, lengths, strict=True)
+    ]
+    everyone = np.repeat(np.arange(n), len(horizons)).astype(np.int32)
+    candids = np.array([int(name[-5:]) for name in objects], np.int64)
+    return Prepared(
+        table,
+        Photometry(
+            np.concatenate([np.empty((0, 7), np.float32), *values]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            everyone,
+        ),
+        Image(candids, np.stack([candids, candids % 7], axis=1).astype(np.float32).reshape(n, 2), everyone),
+        Spectra(np.empty((0, 16), np.float32), np.full(len(rows), -1, np.int32)),
+    )
+
+
+def cutouts(stamps: pa.Table, profile: str) -> np.ndarray:
+    """Images from the candid alone."""
+    candids = stamps.column("candid").to_pylist()
+    made = [np.random.default_rng(c).normal(size=(3, SIZE, SIZE)) for c in candids]
+    return np.array(made, np.float32).reshape(-1, 3, SIZE, SIZE)
+
+
+def cutout_shape(profile: str) -> tuple[int, int, int]:
+    """Shape of an image."""
+    return 3, SIZE, SIZE
+
+
+class TinyPhotometry(nn.Module):
+    """Mean over real events, one hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(7, 8), nn.Linear(8, 5)
+
+    def forward_with_latent(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = mask[..., None].float()
+        latent = torch.tanh(self.hidden((x * weight).sum(1) / weight.sum(1)))  # (B, 8)
+        return self.head(latent), latent
+
+
+class TinyImage(nn.Module):
+    """One hidden layer; answers NaN where the second metadata feature is the mark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3 * SIZE * SIZE, 4), nn.Linear(4, 5)
+
+    def forward_with_latent(
+        self, images: torch.Tensor, metadata: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        latent = torch.tanh(self.hidden(images.flatten(1)))  # (B, 4)
+        bad = (metadata[:, 1] == NAN_MARK)[:, None]
+        return torch.where(bad, torch.full((1, 5), torch.nan), self.head(latent)), latent
+
+
+class FakeEntry:
+    """A network of a fake set."""
+
+    def __init__(self, modality: str, module: type[nn.Module], features: tuple[str, ...]) -> None:
+        self.modality, self._module = modality, module
+        self.card = ModelCard(modality, "fake", "tiny", modality, feature_names=features)
+
+    def build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return self._module().eval()
+
+
+def load_models(models: str) -> Any:
+    """``tiny`` has photometry and image networks, ``broken`` cannot be loaded."""
+    if models == "broken":
+        raise RuntimeError("no such file on this node")
+    return SimpleNamespace(
+        digest=f"digest-{models}",
+        profile="fake",
+        trained=False,
+        model_set_id=f"{models}-0",
+        calibration={},
+        calibration_id=None,
+        anomaly_ref_id=None,
+        defaults={
+            "photometry": FakeEntry("photometry", TinyPhotometry, ()),
+            "image": FakeEntry("image", TinyImage, ("a", "b")),
+        },
+    )
+
+
+def open_archive(url: str, storage_options: Any, snapshot: int | None) -> FakeArchive:
+    """The archive of a JSON file."""
+    return FakeArchive(url)
+
+
+ROOMS = Rooms(open_archive, load_models, prepare, cutouts, cutout_shape, assemble_rows)
+
+
+def make_plan(archive_url: str, objects_per_shard: int = 5, models: str = "tiny", **identity: Any) -> Plan:
+    """A plan over a fake archive."""
+    archive, model_set = FakeArchive(archive_url), load_models("tiny")
+    listed = names(archive._read()["objects"])
+    shards = cut_shards(hash64(listed), np.ones(len(listed), np.int64), objects_per_shard)
+    filled = {
+        "snapshot": archive.snapshot.logical_digest,
+        "models": f"digest-{models}",
+        "horizons": list(HORIZONS),
+        "selection": {"region": None},
+        "device_type": "cpu",
+        "dtype": "float32",
+        "batch_size": 4,
+        "threads": 1,
+        "shards": {"count": len(shards), "digest": ""},
+        **identity,
+    }
+    return Plan(filled, shards, archive_url, 1, models, model_set.trained)
+
+
+def make_spec(plan: Plan, run_url: str, storage_options: dict[str, Any] | None = None) -> TaskSpec:
+    """The task over the fake floors."""
+    return TaskSpec(plan, Store(run_url, storage_options), {}, ROOMS)

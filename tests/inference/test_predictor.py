@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from applecider_batch.errors import UserError
+from applecider_batch.inference.predictor import Predictor
+from applecider_batch.models.card import ModelCard, Statistics
+
+
+class Linear(nn.Module):
+    """The metadata through one layer; optionally refuses batches above a size as a full GPU does."""
+
+    def __init__(self, classes: int, room: int | None, error: type[Exception]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layer = nn.Linear(2, classes)
+        self.room, self.error = room, error
+        self.sizes: list[int] = []
+
+    def forward_with_latent(
+        self, images: torch.Tensor, metadata: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.room is not None and len(metadata) > self.room:
+            raise self.error("not enough memory: you tried to allocate a lot")
+        self.sizes.append(len(metadata))
+        return self.layer(metadata), metadata
+
+
+class Entry:
+    modality = "image"
+
+    def __init__(
+        self,
+        classes: tuple[str, ...] | None = None,
+        room: int | None = None,
+        error: type[Exception] = MemoryError,
+        statistics: Statistics | None = None,
+    ) -> None:
+        more = {"class_order": classes} if classes else {}
+        self.card = ModelCard(
+            "n", "p", "net", "image", feature_names=("a", "b"), normalisation={"metadata": statistics}, **more
+        )
+        self.module = Linear(len(self.card.class_order), room, error)
+
+    def build(self) -> nn.Module:
+        return self.module
+
+
+def batch(size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {
+        "image": np.zeros((size, 1, 2, 2), np.float32),
+        "metadata": rng.normal(size=(size, 2)).astype(np.float32),
+    }
+
+
+def test_a_nan_answer_stays_with_its_item() -> None:
+    entry = Entry()
+    given = batch(6)
+    clean = Predictor(entry).run(given)["logits"]
+    given["metadata"][2] = np.inf  # inf - inf in the layer
+    spoiled = Predictor(entry).run(given)["logits"]
+    assert np.isnan(spoiled[2]).all()
+    np.testing.assert_array_equal(np.delete(spoiled, 2, axis=0), np.delete(clean, 2, axis=0))
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, torch.OutOfMemoryError])
+def test_a_batch_that_does_not_fit_is_halved_and_marked(error: type[Exception]) -> None:
+    entry = Entry(room=3, error=error)
+    answer = Predictor(entry).run(batch(10))
+    assert answer["degraded"]
+    assert entry.module.sizes == [2, 3, 2, 3]
+    whole = Predictor(Entry()).run(batch(10))
+    assert not whole["degraded"]
+    np.testing.assert_allclose(answer["logits"], whole["logits"], rtol=1e-6)
+    np.testing.assert_array_equal(answer["latent"], whole["latent"])
+
+
+def test_a_single_item_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(MemoryError):
+        Predictor(Entry(room=0)).run(batch(4))
+
+
+def test_another_runtime_error_is_not_taken_for_lack_of_memory() -> None:
+    entry = Entry()
+    given = batch(4)
+    given["metadata"] = given["metadata"][:, :1]
+    with pytest.raises(RuntimeError, match="shapes"):
+        Predictor(entry).run(given)
+
+
+def test_finer_classes_are_summed_into_the_five() -> None:
+    entry = Entry(("AGN", "CV", "SN Ia", "SN Ib", "SN IIP", "TDE"))
+    given = batch(5)
+    own = torch.softmax(entry.module.layer(torch.tensor(given["metadata"])), 1).detach().numpy()
+    five = np.exp(Predictor(entry).run(given)["logits"])
+    np.testing.assert_allclose(five[:, 0], own[:, 2] + own[:, 3], rtol=1e-5)
+    np.testing.assert_allclose(five[:, 3], own[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(five.sum(1), 1, rtol=1e-5)
+
+
+def test_metadata_are_standardised_by_the_card() -> None:
+    statistics = Statistics((1.0, None), (2.0, None))
+    given = batch(4)
+    by_card = Predictor(Entry(statistics=statistics)).run(given)["latent"]
+    np.testing.assert_allclose(by_card[:, 0], (given["metadata"][:, 0] - 1) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(by_card[:, 1], given["metadata"][:, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"dtype": "float8"}, "allowed are float32"), ({"device": "tpu"}, "allowed are cpu, cuda")],
+)
+def test_unknown_options_are_refused(options: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Predictor(Entry(), **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_missing_gpu_is_said() -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        Predictor(Entry(), device="cuda")
+
+
+def test_the_threads_are_the_plans() -> None:
+    before = torch.get_num_threads()
+    try:
+        Predictor(Entry(), threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
