@@ -115,7 +115,9 @@ def write_network(
     import safetensors.torch
 
     weights = f"{card.name}.safetensors"
-    data = safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in sorted(state.items())})
+    # Copies: tensors that share memory (one classifier under two names) are refused by safetensors.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
+    data = safetensors.torch.save(plain)
     card = replace(card, weights=weights, weights_sha256=sha256(data))
     card_bytes = json_bytes(card.as_json())
     store.write_atomic(weights, data)

@@ -142,7 +142,7 @@ def test_weights_are_checked_at_build_even_if_not_at_load(small: Path) -> None:
 
 def test_missing_files_and_strange_folders_are_refused(small: Path, tmp_path: Path) -> None:
     (small / "informer.safetensors").unlink()
-    with pytest.raises(UserError, match="lacks the file 'informer.safetensors'"):
+    with pytest.raises(UserError, match=r"lacks the file 'informer\.safetensors'"):
         ModelSet.load(small)
     with pytest.raises(UserError, match=r"There is no model set .*packaged sets are: .*models init"):
         ModelSet.load(tmp_path / "nowhere")
