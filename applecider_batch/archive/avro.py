@@ -84,8 +84,12 @@ def parse_writer_schema(text: bytes) -> WriterSchema:
         canonical = to_parsing_canonical_form(parsed)
     except RecursionError as error:
         raise AvroError("undecodable", "The Avro schema is nested too deeply.") from error
-    except Exception as error:  # fastavro raises its own, KeyError, TypeError, AttributeError ... on odd schemas
-        raise AvroError("undecodable", f"The Avro schema cannot be read: {type(error).__name__}: {error}.") from error
+    except (
+        Exception
+    ) as error:  # fastavro raises its own, KeyError, TypeError, AttributeError ... on odd schemas
+        raise AvroError(
+            "undecodable", f"The Avro schema cannot be read: {type(error).__name__}: {error}."
+        ) from error
     if not isinstance(parsed, dict) or parsed.get("type") != "record":
         raise AvroError("undecodable", "The Avro schema is not that of a record.")
     return WriterSchema(parsed, hashlib.blake2b(canonical.encode(), digest_size=16).digest())
@@ -157,7 +161,9 @@ def read_container(stream: IO[bytes]) -> Iterator[Datum]:
         try:
             body = _CODECS[codec](data)
         except Exception as error:  # each codec's library has its own exceptions
-            raise AvroError("undecodable", f"An Avro block cannot be decompressed ({codec}): {error}.") from error
+            raise AvroError(
+                "undecodable", f"An Avro block cannot be decompressed ({codec}): {error}."
+            ) from error
         if count == 1:
             yield Datum(schema, body)
         else:
@@ -182,7 +188,12 @@ def parse_container(data: bytes) -> Iterator[Datum]:
     except IndexError:
         count = size = position = 0
     end = position + size
-    if count == 1 and size > 0 and end + SYNC_SIZE == len(data) and data[end:] == data[start : start + SYNC_SIZE]:
+    if (
+        count == 1
+        and size > 0
+        and end + SYNC_SIZE == len(data)
+        and data[end:] == data[start : start + SYNC_SIZE]
+    ):
         yield Datum(schema, data[position:end])
     else:
         yield from read_container(io.BytesIO(data))
@@ -291,7 +302,7 @@ def _split_block(schema: WriterSchema, body: bytes, count: int) -> Iterator[Datu
     for number in range(count):
         start = stream.tell()
         try:
-            schemaless_reader(stream, schema.parsed, None)
+            schemaless_reader(stream, schema.parsed, None, handle_unicode_errors="replace")
         except Exception as error:  # fastavro raises whatever the damaged bytes lead to
             raise AvroError(
                 "undecodable",
@@ -301,7 +312,7 @@ def _split_block(schema: WriterSchema, body: bytes, count: int) -> Iterator[Datu
 
 
 def decode_datum(datum: Datum) -> dict[str, Any]:
-    """One record as Python values, by fastavro.
+    """One record as Python values, by fastavro; bytes that are no UTF-8 become U+FFFD.
 
     Raises
     ------
@@ -311,7 +322,9 @@ def decode_datum(datum: Datum) -> dict[str, Any]:
     from fastavro import schemaless_reader
 
     try:
-        record = schemaless_reader(io.BytesIO(datum.body), datum.schema.parsed, None)
+        record = schemaless_reader(
+            io.BytesIO(datum.body), datum.schema.parsed, None, handle_unicode_errors="replace"
+        )
     except Exception as error:  # fastavro raises whatever the damaged bytes lead to
         raise AvroError("undecodable", f"The packet's record cannot be read: {describe(error)}.") from error
     return record  # type: ignore[return-value]

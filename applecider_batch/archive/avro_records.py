@@ -1,7 +1,7 @@
 """Avro records read one at a time by fastavro, into the same Arrow columns as :mod:`avro_columns`.
 
-For what is read alone: damaged records, small groups, very long histories, and schemas with maps or mixed unions
-(whose values become JSON text).
+For what is read alone: damaged records, small groups, very long histories, and schemas with maps or mixed
+unions (whose values become JSON text).
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class _NoColumnError(Exception):
 
 def to_json(value: Any) -> str:
     """Canonical JSON of any value a packet can hold: NaN and infinities as strings, bytes as hex."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -97,7 +99,12 @@ def _field_type(
 
 
 def _arrow_type(
-    node: Any, named: dict[str, Any], kept: frozenset[str], depth: int, open_names: tuple[str, ...], history: bool
+    node: Any,
+    named: dict[str, Any],
+    kept: frozenset[str],
+    depth: int,
+    open_names: tuple[str, ...],
+    history: bool,
 ) -> tuple[pa.DataType, Any]:
     if isinstance(node, list):
         others = [branch for branch in node if branch != "null"]

@@ -1,8 +1,8 @@
 """Packet fields to the contract's columns: types, signs and sentinels.
 
-ZTF writes -999 where a neighbour, a solar-system match or a reference source does not exist, and -99999 in forced
-photometry that failed (ZTF alert schemas 1.8 to 4.02); both are null here.  Numbers that do not fit their column
-are null too, and are reported so that they can be kept as text.
+ZTF writes -999 where a neighbour, a solar-system match or a reference source does not exist, and -99999 in
+forced photometry that failed (ZTF alert schemas 1.8 to 4.02); both are null here. Numbers that do not fit
+their column are null too, and are reported so that they can be kept as text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,22 @@ from applecider_batch.schema import Column
 
 SENTINELS = (-999.0, -99999.0)
 NO_SENTINEL = frozenset(
-    ["jd", "ra", "dec", "xpos", "ypos", "sky", "scorr", "dsnrms", "ssnrms", "dsdiff", "candid", "pid", "tblid", "rfid"]
+    [
+        "jd",
+        "ra",
+        "dec",
+        "xpos",
+        "ypos",
+        "sky",
+        "scorr",
+        "dsnrms",
+        "ssnrms",
+        "dsdiff",
+        "candid",
+        "pid",
+        "tblid",
+        "rfid",
+    ]
 )
 """Fields in which -999 could be a measured value, or an identifier; ra and dec are checked by their range."""
 
@@ -49,7 +64,11 @@ def clean(column: Column, values: pa.Array) -> Cleaned:
         return Cleaned(signs, unknown if unknown.any() else None)
     if pa.types.is_string(kind):
         return Cleaned(_texts(column.name, values))
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+    if not (
+        pa.types.is_integer(values.type)
+        or pa.types.is_floating(values.type)
+        or pa.types.is_boolean(values.type)
+    ):
         values = _numbers_from_text(values)
     if pa.types.is_floating(kind):
         return _floats(column.name, values, kind)
@@ -96,7 +115,9 @@ def _floats(name: str, values: pa.Array, kind: pa.DataType) -> Cleaned:
     if name in ("ra", "dec"):
         low, high = (0.0, 360.0) if name == "ra" else (-90.0, 90.0)
         fits = pc.and_(pc.greater_equal(array, low), pc.less_equal(array, high))  # NaN does not
-        misfit = pc.and_(array.is_valid(), pc.invert(pc.fill_null(fits, False))).to_numpy(zero_copy_only=False)
+        misfit = pc.and_(array.is_valid(), pc.invert(pc.fill_null(fits, False))).to_numpy(
+            zero_copy_only=False
+        )
         if misfit.any():
             return Cleaned(pc.if_else(pa.array(misfit), pa.scalar(None, kind), array), misfit)
     return Cleaned(array)
@@ -130,8 +151,8 @@ def _integers(name: str, values: pa.Array, kind: pa.DataType) -> Cleaned:
 def candid_from_float(values: np.ndarray, tblid: np.ndarray, pid: np.ndarray) -> np.ndarray:
     """Restore candids that a table stored as float64, which keeps only 53 of their 62 bits.
 
-    A candid is pid (13 digits), three digits and the three digits of tblid, so the float (known to 512) and tblid
-    leave one value.
+    A candid is pid (13 digits), three digits and the three digits of tblid, so the float (known to 512) and
+    tblid leave one value.
 
     Parameters
     ----------

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from applecider_batch.archive.packets import BatchRows, PacketBatch, Quarantine, SourceInfo, assemble, rows_of
+from applecider_batch.archive.avro import describe
+from applecider_batch.archive.packets import BatchRows, PacketBatch, assemble, rows_of
+from applecider_batch.archive.quarantine import Quarantine, SourceInfo
 from applecider_batch.archive.stamps import CUTOUTS
 from applecider_batch.digest import row_digests
 from applecider_batch.errors import UserError
@@ -43,9 +45,23 @@ def read_fink(
     total = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     rows = max(1, min(max_packets, int(max_bytes / max(total / max(meta.num_rows, 1), 1.0))))
     first = 0
-    for batch in file.iter_batches(batch_size=rows):
-        yield _decode(batch, source, first)
-        first += batch.num_rows
+    for group in range(meta.num_row_groups):
+        start = first
+        first += meta.row_group(group).num_rows
+        try:
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                yield _decode(batch, source, start)
+                start += batch.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            yield _set_group_aside(source, start, first, error)
+
+
+def _set_group_aside(source: SourceInfo, start: int, end: int, error: Exception) -> PacketBatch:
+    """A row group whose bytes are damaged: one quarantine row for what is left of it."""
+    quarantine = Quarantine(source)
+    message = f"The rows {start} to {end - 1} of the Parquet file cannot be read: {describe(error)}."
+    quarantine.add(f"rows {start}-{end - 1}", "undecodable", message, None)
+    return assemble([], quarantine)
 
 
 def check_fink(stream: Any, name: str) -> pq.ParquetFile:
@@ -58,8 +74,8 @@ def check_fink(stream: Any, name: str) -> pq.ParquetFile:
     if "candidate" not in schema.names or not pa.types.is_struct(schema.field("candidate").type):
         shown = ", ".join(schema.names[:12]) + (" …" if len(schema.names) > 12 else "")
         raise UserError(
-            f"The Parquet file '{name}' has no 'candidate' struct, so it holds no alert packets; its columns are "
-            f"{shown}.",
+            f"The Parquet file '{name}' has no 'candidate' struct, so it holds no alert packets; its columns "
+            f"are {shown}.",
             hint="Light-curve tables go to 'ingest --photometry FILE', spectra to 'ingest --spectra FILE'.",
         )
     return file

@@ -2,7 +2,7 @@
 
 ``PacketBatch`` is what every source of alerts gives and what ``ingest`` takes.  The way of a packet::
 
-    bytes of a file ─ parse_container ─▶ records' bytes ─ group by writer schema ─▶ Arrow columns ─ unfold ─▶ rows
+    bytes of a file ─ parse_container ─▶ records' bytes ─ by writer schema ─▶ Arrow columns ─ unfold ─▶ rows
                                              │ (damaged, odd, few: fastavro, one by one) ▲
                                              └───────────────────────────────────────────┘
 
@@ -12,20 +12,28 @@ Nothing is lost: ``packets_in`` is always the number of alerts rows plus that of
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive import avro_columns
-from applecider_batch.archive.avro import AvroError, Datum, WriterSchema, decode_datum, parse_container
+from applecider_batch.archive.avro import (
+    AvroError,
+    Datum,
+    WriterSchema,
+    decode_datum,
+    describe,
+    parse_container,
+)
+from applecider_batch.archive.avro_columns import Struct, Text
+from applecider_batch.archive.avro_reader import UnsupportedSchemaError, compile_schema, read_columns
 from applecider_batch.archive.avro_records import records_to_arrow
+from applecider_batch.archive.history import HISTORY_FIELDS
+from applecider_batch.archive.quarantine import Quarantine
 from applecider_batch.archive.stamps import CUTOUTS, DecodedStamps, decode_stamps
-from applecider_batch.archive.unfold import HISTORY_FIELDS, identity, unfold
+from applecider_batch.archive.unfold import identity, unfold
 from applecider_batch.digest import digest128
 from applecider_batch.errors import InternalError
 from applecider_batch.schema import load_table
@@ -33,9 +41,8 @@ from applecider_batch.schema import load_table
 FEW = 40
 """Below so many packets of one schema fastavro is faster than columns at once."""
 
+_NO_ROWS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 _STAMP_FIELDS = frozenset(f"cutout{name}" for name in CUTOUTS)
-_CANDID_IN_NAME = re.compile(r"(?<!\d)\d{15,19}(?!\d)")
-_OBJECT_IN_BYTES = re.compile(rb"ZTF[0-9]{2}[a-z]{7}")
 
 
 @dataclass
@@ -71,74 +78,11 @@ class PacketBatch:
 
 
 @dataclass(frozen=True)
-class SourceInfo:
-    """What every row says of where it came from."""
-
-    source_id: str
-    name: str
-
-
-@dataclass(frozen=True)
 class Packet:
     """One record of a source, not yet decoded."""
 
     member: str
     datum: Datum
-
-
-@dataclass
-class Quarantine:
-    """Rows of the quarantine table being collected."""
-
-    source: SourceInfo
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(
-        self,
-        member: str | None,
-        reason: str,
-        message: str,
-        data: bytes | None,
-        *,
-        n_bytes: int | None = None,
-        candid: int | None = None,
-        object_id: str | None = None,
-        digest: str | None = None,
-    ) -> None:
-        """Set something aside; candid and objectId are looked for in the member's name and the bytes."""
-        if digest is None:
-            content = data if data else f"{self.source.source_id}|{member}|{reason}".encode()
-            digest = digest128(content)
-        self.rows.append(
-            {
-                "source_id": self.source.source_id,
-                "source": self.source.name,
-                "member": member,
-                "candid": candid_of_name(member) if candid is None else candid,
-                "objectId": _object_in(data) if object_id is None else object_id,
-                "kind": "packet",
-                "reason": reason,
-                "message": message,
-                "n_bytes": len(data) if n_bytes is None and data is not None else n_bytes,
-                "digest": digest,
-            }
-        )
-
-    def table(self) -> pa.Table:
-        """Schema ``quarantine``."""
-        return pa.Table.from_pylist(self.rows, schema=load_table("quarantine").arrow)
-
-
-def candid_of_name(member: str | None) -> int | None:
-    """candid that a file is named after, if it is."""
-    found = _CANDID_IN_NAME.search(PurePosixPath(member or "").name)
-    value = int(found.group()) if found else 0
-    return value if 0 < value < 1 << 63 else None
-
-
-def _object_in(data: bytes | None) -> str | None:
-    found = _OBJECT_IN_BYTES.search(data) if data else None
-    return found.group().decode() if found else None
 
 
 def split_file(member: str, data: bytes, quarantine: Quarantine) -> list[Packet]:
@@ -156,7 +100,12 @@ def split_file(member: str, data: bytes, quarantine: Quarantine) -> list[Packet]
 
 
 def set_rest_aside(
-    member: str, n_before: int, error: AvroError, data: bytes | None, n_bytes: int | None, quarantine: Quarantine
+    member: str,
+    n_before: int,
+    error: AvroError,
+    data: bytes | None,
+    n_bytes: int | None,
+    quarantine: Quarantine,
 ) -> None:
     """Set aside what comes after the last good packet of a damaged file: one row, as nobody can count it."""
     if n_before:
@@ -202,8 +151,11 @@ class BatchRows:
 
 def _no_rows() -> BatchRows:
     none = np.empty(0, np.int64)
-    tables = (load_table(name).empty() for name in ("alerts", "photometry", "stamps"))
-    return BatchRows(*tables, none, none, none)
+    return BatchRows(*_no_tables(), none, none, none)
+
+
+def _no_tables() -> tuple[pa.Table, pa.Table, pa.Table]:
+    return load_table("alerts").empty(), load_table("photometry").empty(), load_table("stamps").empty()
 
 
 def decode_packets(packets: Sequence[Packet], quarantine: Quarantine) -> PacketBatch:
@@ -225,7 +177,7 @@ def decode_packets(packets: Sequence[Packet], quarantine: Quarantine) -> PacketB
             part, alone = _decode_columns(schema, packets, places, quarantine)
             parts.append(part)
         if alone:
-            parts.append(_decode_alone(schema, packets, alone, quarantine))
+            parts.extend(_decode_alone(schema, packets, alone, quarantine))
     return assemble(parts, quarantine)
 
 
@@ -234,33 +186,33 @@ def _decode_columns(
 ) -> tuple[BatchRows, list[int]]:
     """Decode a group at once; also gives the places that have to be read alone."""
     try:
-        plan = avro_columns.compile_schema(schema, HISTORY_FIELDS)
-    except avro_columns.UnsupportedSchemaError:
+        plan = compile_schema(schema, HISTORY_FIELDS)
+    except UnsupportedSchemaError:
         return _no_rows(), places
-    columns, data = avro_columns.read_columns(plan, [packets[i].datum.body for i in places])
+    columns, data = read_columns(plan, [packets[i].datum.body for i in places])
     good = np.flatnonzero(~data.bad)
     alone = [places[i] for i in np.flatnonzero(data.bad)]
     if not len(good):
         return _no_rows(), alone
     kept = columns.take(good)
     cutouts = {name: _stamp_bytes(kept.fields.pop(f"cutout{name}", None), data.buffer) for name in CUTOUTS}
-    try:
-        array = kept.to_arrow(data.buffer)
-    except pa.ArrowInvalid:  # text that is not UTF-8: let fastavro say in which packet
-        return _no_rows(), places
     chosen = [packets[places[i]] for i in good]
     given = {name: stamps for name, stamps in cutouts.items() if stamps is not None}
-    return _packet_rows(array, chosen, given, np.array(places)[good], quarantine), alone
+    try:
+        array = kept.to_arrow(data.buffer)
+        return _packet_rows(array, chosen, given, np.array(places)[good], quarantine), alone
+    except _NO_ROWS:  # text that is not UTF-8, a value that no column can hold: one by one
+        return _no_rows(), places
 
 
 def _stamp_bytes(column: Any, buffer: np.ndarray) -> list[memoryview | None] | None:
     """``stampData`` of a cutout column as views of the batch's buffer."""
-    if not isinstance(column, avro_columns.Struct) or "stampData" not in column.fields:
+    if not isinstance(column, Struct) or "stampData" not in column.fields:
         return None
     text = column.fields["stampData"]
-    if not isinstance(text, avro_columns.Text):
+    if not isinstance(text, Text):
         return None
-    view = memoryview(buffer)
+    view = memoryview(buffer.data)
     here = np.ones(column.size, bool)
     for valid in (column.valid, text.valid):
         here = here if valid is None else here & valid
@@ -270,7 +222,7 @@ def _stamp_bytes(column: Any, buffer: np.ndarray) -> list[memoryview | None] | N
 
 def _decode_alone(
     schema: WriterSchema, packets: Sequence[Packet], places: list[int], quarantine: Quarantine
-) -> BatchRows:
+) -> list[BatchRows]:
     """Decode packets of one schema one by one; one that fastavro cannot read is set aside."""
     records, good = [], []
     for place in places:
@@ -280,9 +232,31 @@ def _decode_alone(
             good.append(place)
         except AvroError as error:
             quarantine.add(packet.member, error.reason, str(error), packet.datum.body)
+    try:
+        return [_record_rows(schema, packets, records, good, quarantine)]
+    except _NO_ROWS:
+        pass  # a value that no column can hold: find out whose
+    parts = []
+    for record, place in zip(records, good, strict=True):
+        try:
+            parts.append(_record_rows(schema, packets, [record], [place], quarantine))
+        except _NO_ROWS as error:
+            packet = packets[place]
+            message = f"The packet holds a value that fits no column: {describe(error)}."
+            quarantine.add(packet.member, "bad_value", message, packet.datum.body)
+    return parts
+
+
+def _record_rows(
+    schema: WriterSchema,
+    packets: Sequence[Packet],
+    records: list[dict[str, Any]],
+    places: list[int],
+    quarantine: Quarantine,
+) -> BatchRows:
     cutouts = {name: [_stamp_of(record.get(f"cutout{name}")) for record in records] for name in CUTOUTS}
     array = records_to_arrow(schema, records, HISTORY_FIELDS, _STAMP_FIELDS)
-    return _packet_rows(array, [packets[i] for i in good], cutouts, np.array(good, np.int64), quarantine)
+    return _packet_rows(array, [packets[i] for i in places], cutouts, np.array(places, np.int64), quarantine)
 
 
 def _stamp_of(cutout: Any) -> bytes | None:
@@ -348,7 +322,9 @@ def rows_of(
 
 
 def _stamps_table(alerts: pa.Table, stamps: DecodedStamps, rows: np.ndarray, index: np.ndarray) -> pa.Table:
-    own = alerts.select(["hash64", "objectId", "jd", "candid", "stamp_status", "packet_digest"]).take(pa.array(rows))
+    own = alerts.select(["hash64", "objectId", "jd", "candid", "stamp_status", "packet_digest"]).take(
+        pa.array(rows)
+    )
     columns = {name: own.column(name) for name in own.column_names}
     return load_table("stamps").conform(pa.table({**columns, **stamps.columns(index[rows])}))
 
@@ -357,11 +333,7 @@ def assemble(parts: Iterable[BatchRows], quarantine: Quarantine) -> PacketBatch:
     """One batch of the rows of several groups, alerts in order of arrival."""
     parts = [part for part in parts if part.alerts.num_rows]
     if not parts:
-        return PacketBatch(
-            *(load_table(name).empty() for name in ("alerts", "photometry", "stamps")),
-            quarantine.table(),
-            len(quarantine.rows),
-        )
+        return PacketBatch(*_no_tables(), quarantine.table(), len(quarantine.rows))
     alerts = pa.concat_tables([part.alerts for part in parts])
     places = np.concatenate([part.places for part in parts])
     if (np.diff(places) < 0).any():

@@ -1,8 +1,9 @@
 """Sources of alerts: nightly tarballs, Avro files, folders of them, Fink's Parquet.
 
-``open_source`` looks at a URL and gives something with a content digest and batches of packets; ``open_sources``
-gives one source per tarball and per Parquet file of a folder, so that a folder to which a night was added costs
-only that night.  Nothing is unpacked to disk, and a batch never holds more packets or bytes than asked for.
+``open_source`` looks at a URL and gives something with a content digest and batches of packets;
+``open_sources`` gives one source per tarball and per Parquet file of a folder, so that a folder to which a
+night was added costs only that night. Nothing is unpacked to disk, and a batch never holds more packets or
+bytes than asked for.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from applecider_batch.archive.packets import (
     NO_PACKET,
     Packet,
     PacketBatch,
-    Quarantine,
-    SourceInfo,
     decode_packets,
     set_rest_aside,
     split_file,
 )
+from applecider_batch.archive.quarantine import Quarantine, SourceInfo
 from applecider_batch.archive.tarballs import Member, TarError, open_inflated, read_members
 from applecider_batch.errors import StorageError, UserError
 from applecider_batch.logs import get_logger
@@ -44,7 +44,9 @@ _KINDS = {
     ".parquet": "fink_parquet",
     ".parq": "fink_parquet",
 }
-_ALLOWED = "nightly tarballs (.tar.gz, .tgz, .tar), .avro files, Fink-layout .parquet files, and folders of them"
+_ALLOWED = (
+    "nightly tarballs (.tar.gz, .tgz, .tar), .avro files, Fink-layout .parquet files, and folders of them"
+)
 
 _log = get_logger(__name__)
 
@@ -76,8 +78,8 @@ def open_source(url: str | Path, storage_options: Mapping[str, Any] | None = Non
     Parameters
     ----------
     url : str or Path
-        A nightly tarball, an Avro file, a Parquet file in a Fink layout, or a folder of such files (all of it is
-        one source then; see :func:`open_sources`).
+        A nightly tarball, an Avro file, a Parquet file in a Fink layout, or a folder of such files (all of it
+        is one source then; see :func:`open_sources`).
     storage_options : mapping, optional
         Given to fsspec.
 
@@ -98,7 +100,7 @@ def open_source(url: str | Path, storage_options: Mapping[str, Any] | None = Non
 
 
 def open_sources(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> list[Source]:
-    """Like :func:`open_source`, a folder in parts: a source per tarball and Parquet file, one of all loose Avro."""
+    """Like :func:`open_source`, a folder in parts: one per tarball and Parquet file, one of loose Avro."""
     store = Store(url, storage_options)
     if not store.exists() or store.fs.isfile(store.path()):
         return [open_source(url, storage_options)]
@@ -222,7 +224,9 @@ class _Collector:
             yield self.take()
 
 
-def _read_large(name: str, stream: IO[bytes] | Any, size: int, collector: _Collector) -> Iterator[PacketBatch]:
+def _read_large(
+    name: str, stream: IO[bytes] | Any, size: int, collector: _Collector
+) -> Iterator[PacketBatch]:
     """Packets of an Avro file too large for memory, block by block."""
     count = 0
     try:

@@ -1,8 +1,9 @@
 """Stamps of alert packets: gzipped FITS to float32 arrays, and whole batches of them to the stamps table.
 
-The common stamp (gzip, one header block, two axes, BITPIX -32, no scaling) is inflated by libdeflate and read past
-its header; everything else (other BITPIX, BSCALE, plain FITS, several blocks of header) goes through
-``astropy.io.fits``, which is also the oracle of the tests: both give the same bits, NaN and shape included.
+The common stamp (gzip, one header block, two axes, BITPIX -32, no scaling) is inflated by libdeflate and
+read past its header; everything else (other BITPIX, BSCALE, plain FITS, several blocks of header) goes
+through ``astropy.io.fits``, which is also the oracle of the tests: both give the same bits, NaN and shape
+included.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ DECODED, MISSING, UNREADABLE, DAMAGED = 0, 1, 2, 3
 
 ALL_MISSING = MISSING | MISSING << 2 | MISSING << 4
 
-MAX_SIDE = 4096
+MAX_SIDE = 512
+"""Stamps have 63 pixels a side; larger images are not decoded (a damaged header can claim anything)."""
+
 _BLOCK = 2880
+_MAX_BYTES = 8 * MAX_SIDE**2 + 16 * _BLOCK
 
 
 def decode_stamp(data: bytes | memoryview | None) -> tuple[np.ndarray | None, int]:
@@ -66,14 +70,18 @@ def _inflate(data: bytes | memoryview) -> bytes:
     import deflate
 
     size = int.from_bytes(data[-4:], "little")
-    if _BLOCK <= size <= 1 << 26:
+    if _BLOCK <= size <= _MAX_BYTES:
         try:
             return bytes(deflate.gzip_decompress(data, size))
         except (deflate.DeflateError, ValueError):
             pass  # several members, or a damaged trailer: zlib decides
     import gzip
 
-    return gzip.decompress(data)
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        inflated = stream.read(_MAX_BYTES + 1)
+    if len(inflated) > _MAX_BYTES:
+        raise ValueError("a stamp of more than a few megabytes")
+    return inflated
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class _Header:
 @functools.lru_cache(maxsize=512)
 def _plain_header(block: bytes) -> _Header | None:
     """The image's shape if one header block says "two axes of float32, unscaled", else None."""
-    cards = {}
+    cards: dict[bytes, bytes] = {}
     for i in range(0, _BLOCK, 80):
         card = block[i : i + 80]
         key = card[:8].strip()
@@ -147,12 +155,14 @@ class DecodedStamps:
     @property
     def n_decoded(self) -> np.ndarray:
         """Cutouts decoded without damage, 0 to 3, int32, shape (n,)."""
-        return sum(((self.status >> shift) & 3 == DECODED).astype(np.int32) for shift in (0, 2, 4))  # type: ignore[return-value]
+        return sum(((self.status >> shift) & 3 == DECODED).astype(np.int32) for shift in (0, 2, 4))
 
     @property
     def any_image(self) -> np.ndarray:
         """Whether a packet has an image at all, bool, shape (n,)."""
-        return np.array([any(self.images[c][i] is not None for c in CUTOUTS) for i in range(len(self.status))], bool)
+        return np.array(
+            [any(self.images[c][i] is not None for c in CUTOUTS) for i in range(len(self.status))], bool
+        )
 
     def columns(self, index: np.ndarray) -> dict[str, pa.Array]:
         """The image columns of the stamps table, for the packets of ``index``."""

@@ -1,7 +1,7 @@
 """Members of a tarball, one after the other, from a stream that cannot be rewound.
 
-Like ``tarfile`` in stream mode, but what is damaged is never passed over in silence: a bad header, an early end and
-a missing end marker all raise, after everything that stands before has been given.
+Like ``tarfile`` in stream mode, but what is damaged is never passed over in silence: a bad header, an early
+end and a missing end marker all raise, after everything that stands before has been given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _LONG_HEADER = 1 << 20
 class TarError(Exception):
     """The tarball is damaged from here on; ``member`` and ``n_bytes`` say what was cut off, where known."""
 
-    def __init__(self, reason: str, message: str, member: str | None = None, n_bytes: int | None = None) -> None:
+    def __init__(
+        self, reason: str, message: str, member: str | None = None, n_bytes: int | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.member = member
@@ -47,7 +49,8 @@ class Member:
         self._left -= len(data)
         if len(data) < wanted:
             there = self.size - self._left
-            message = f"The tarball {self._stream.ending} within this member: {there} of {self.size} bytes are there."
+            ending = self._stream.ending
+            message = f"The tarball {ending} within this member: {there} of {self.size} bytes are there."
             raise TarError("truncated", message, self.name, there)
         return data
 
@@ -101,7 +104,11 @@ def read_members(raw: IO[bytes]) -> Iterator[Member]:
             _drain(stream)
             return
         header = _parse(block, stream, last)
-        name, size, kind = long_name or header.name, header.size if long_size is None else long_size, header.kind
+        name, size, kind = (
+            long_name or header.name,
+            header.size if long_size is None else long_size,
+            header.kind,
+        )
         if kind in ("L", "x", "g", "K"):
             text = _long_header(stream, header)
             if kind == "L":
@@ -131,10 +138,14 @@ class _Header:
 
 def _parse(block: bytes, stream: _Stream, last: str) -> _Header:
     if not block and stream.error is None and last != "the beginning":
-        raise TarError("truncated", f"The tarball has no end marker: it stops behind {last}, and may lack members.")
+        raise TarError(
+            "truncated", f"The tarball has no end marker: it stops behind {last}, and may lack members."
+        )
     if len(block) < BLOCK:
         what = "The file is empty" if not block and stream.error is None else f"The tarball {stream.ending}"
-        raise TarError("truncated", f"{what} behind {last}." if last != "the beginning" or block else f"{what}.")
+        raise TarError(
+            "truncated", f"{what} behind {last}." if last != "the beginning" or block else f"{what}."
+        )
     unsigned = sum(block[:148]) + sum(block[156:]) + 8 * 0x20
     try:
         if _number(block[148:156]) != unsigned:
@@ -143,7 +154,9 @@ def _parse(block: bytes, stream: _Stream, last: str) -> _Header:
         if size < 0:
             raise ValueError("size")
     except ValueError:
-        raise TarError("undecodable", f"The tarball holds something that is no tar header behind {last}.") from None
+        raise TarError(
+            "undecodable", f"The tarball holds something that is no tar header behind {last}."
+        ) from None
     name = block[:100].split(b"\0")[0].decode("utf-8", "replace")
     prefix = block[345:500].split(b"\0")[0].decode("utf-8", "replace") if block[257:263] == b"ustar\0" else ""
     kind = chr(block[156]) if block[156] else "0"
@@ -170,7 +183,7 @@ def _long_header(stream: _Stream, header: _Header) -> bytes:
 def _pax(text: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     while text:
-        length, _, rest = text.partition(b" ")
+        length, _, _ = text.partition(b" ")
         if not length.isdigit() or int(length) <= len(length) + 1:
             break
         key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
