@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 ZERO_POINT_UJY = 23.9
-WIDTH, HEIGHT = 620, 270
-LEFT, RIGHT, TOP, BOTTOM = 52, 44, 14, 34
+WIDTH, HEIGHT = 620, 340
+LEFT, RIGHT, TOP, BOTTOM = 54, 52, 14, 36
 BANDS = {1: "g", 2: "r", 3: "i"}
 #: Days before t0 and after the last horizon that are drawn.
 BEFORE_DAYS = 60.0
@@ -152,7 +152,7 @@ class _Frame:
         )
 
     def limits(self, days: np.ndarray, flux: np.ndarray, fid: np.ndarray) -> str:
-        """Upper limits: an open arrow head pointing down, with the band's letter class."""
+        """Upper limits: an open arrow head pointing down."""
         parts = []
         for number, band in BANDS.items():
             chosen = fid == number
@@ -167,7 +167,7 @@ class _Frame:
     def points(
         self, days: np.ndarray, flux: np.ndarray, error: np.ndarray, fid: np.ndarray, forced: bool
     ) -> str:
-        """Error bars and markers; full for positive, hollow for negative flux, small for forced photometry."""
+        """Error bars and markers: full for positive, hollow for negative flux, small for forced points."""
         size = 2.0 if forced else 4.0
         kind = " fp" if forced else ""
         parts = []

@@ -1,6 +1,7 @@
 """``report``: one HTML page about a catalogue that works offline, without any request.
 
-Style, script, figures (SVG) and stamps (PNG) are inlined; a Content-Security-Policy in the page forbids the rest.
+Style, script, figures (SVG) and stamps (PNG) are inlined; a Content-Security-Policy in the page forbids the
+rest.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def cell_centres(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sky_map_svg(in_scope: Mapping[int, int], rest: Mapping[int, int]) -> str:
-    """Inline SVG: discs at HEALPix cells, filled for in-scope objects, open for the rest; area grows with log.
+    """Inline SVG: discs at HEALPix cells, filled for in-scope objects, open for the rest; log scaled.
 
     Parameters
     ----------
