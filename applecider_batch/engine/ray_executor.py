@@ -175,11 +175,8 @@ class RayExecutor:
     def start(self, stop: threading.Event) -> None:
         """Connect, check that the pools fit, start all actors and wait for them."""
         self._stop = stop
-        spec = self._spec
-        identity = spec.plan.identity
-        defaults = spec.rooms.load_models(spec.plan.models).defaults
-        modalities = [name for name in MODALITIES if name in defaults]
-        self._connect(modalities, identity["device_type"], identity["threads"])
+        identity = self._spec.plan.identity
+        self._connect(self._modalities(), identity["device_type"], identity["threads"])
         self._models = {name: [] for name in self._pools}
         for name, pool in self._pools.items():
             for _ in range(pool.size):
@@ -188,6 +185,10 @@ class RayExecutor:
             self._start_worker()
         while self._starting and not stop.is_set():
             self._settle(1.0)
+
+    def _modalities(self) -> list[str]:
+        defaults = self._spec.rooms.load_models(self._spec.plan.models).defaults
+        return [name for name in MODALITIES if name in defaults]
 
     def _connect(self, modalities: list[str], device: str, threads: int) -> None:
         import os

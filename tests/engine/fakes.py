@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import nn
 
 from applecider_batch.catalog.rows import assemble_rows
 from applecider_batch.digest import hash64, hash64_one
@@ -171,45 +169,17 @@ def cutout_shape(profile: str) -> tuple[int, int, int]:
     return 3, SIZE, SIZE
 
 
-class TinyPhotometry(nn.Module):
-    """Mean over real events, one hidden layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.head = nn.Linear(7, 8), nn.Linear(8, 5)
-
-    def forward_with_latent(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = mask[..., None].float()
-        latent = torch.tanh(self.hidden((x * weight).sum(1) / weight.sum(1)))  # (B, 8)
-        return self.head(latent), latent
-
-
-class TinyImage(nn.Module):
-    """One hidden layer; answers NaN where the second metadata feature is the mark."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.head = nn.Linear(3 * SIZE * SIZE, 4), nn.Linear(4, 5)
-
-    def forward_with_latent(
-        self, images: torch.Tensor, metadata: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        latent = torch.tanh(self.hidden(images.flatten(1)))  # (B, 4)
-        bad = (metadata[:, 1] == NAN_MARK)[:, None]
-        return torch.where(bad, torch.full((1, 5), torch.nan), self.head(latent)), latent
-
-
 class FakeEntry:
     """A network of a fake set."""
 
-    def __init__(self, modality: str, module: type[nn.Module], features: tuple[str, ...]) -> None:
-        self.modality, self._module = modality, module
+    def __init__(self, modality: str, features: tuple[str, ...]) -> None:
+        self.modality = modality
         self.card = ModelCard(modality, "fake", "tiny", modality, feature_names=features)
 
-    def build(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            return self._module().eval()
+    def build(self) -> Any:
+        from tests.engine.fake_networks import build
+
+        return build(self.modality)
 
 
 def load_models(models: str) -> Any:
@@ -225,8 +195,8 @@ def load_models(models: str) -> Any:
         calibration_id=None,
         anomaly_ref_id=None,
         defaults={
-            "photometry": FakeEntry("photometry", TinyPhotometry, ()),
-            "image": FakeEntry("image", TinyImage, ("a", "b")),
+            "photometry": FakeEntry("photometry", ()),
+            "image": FakeEntry("image", ("a", "b")),
         },
     )
 

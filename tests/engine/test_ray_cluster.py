@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from applecider_batch.engine.ray_cluster import Connection, Node, Pool, check_fit, plan_pools
+from applecider_batch.errors import ClusterError, UsageError
+
+ALL = ("photometry", "image", "spectra")
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 64])
+def test_the_default_pools_fit_on_a_node_of_cpus(cpus: int) -> None:
+    workers, pools = plan_pools(ALL, "cpu", 1, cpus, 0, None, None)
+    check_fit([workers, *pools.values()], [Node("n", cpus, 0)])
+    assert workers.size == max(1, cpus // 2)
+    assert pools["image"].size == workers.size
+
+
+def test_the_default_pools_share_every_gpu() -> None:
+    workers, pools = plan_pools(ALL, "cuda", 1, 32, 2, None, None)
+    assert {name: pool.size for name, pool in pools.items()} == dict.fromkeys(ALL, 2)
+    assert sum(pool.size * pool.num_gpus for pool in pools.values()) == 2
+    check_fit([workers, *pools.values()], [Node("a", 16, 1), Node("b", 16, 1)])
+
+
+@pytest.mark.parametrize(
+    ("pools", "nodes", "culprit"),
+    [
+        ([Pool("worker", 3, 1)], [Node("a", 2, 0)], "worker"),
+        ([Pool("image", 1, 0, 1)], [Node("a", 8, 0)], "image"),
+        # Each would fit alone; together they would wait for ever without a word from Ray.
+        ([Pool("image", 1, 1, 0.75), Pool("spectra", 1, 1, 0.5)], [Node("a", 8, 1)], "spectra"),
+        # A fraction of a GPU is on one GPU: 0.6 + 0.6 + 0.6 of two are not 1.8 of 2.
+        ([Pool("image", 3, 0, 0.6)], [Node("a", 8, 2)], "image"),
+        # An actor is on one node.
+        ([Pool("worker", 1, 3)], [Node("a", 2, 0), Node("b", 2, 0)], "worker"),
+        ([Pool("image", 1, 0, 2)], [Node("a", 2, 1), Node("b", 2, 1)], "image"),
+        ([Pool("worker", 1, 0.25)], [], "worker"),
+    ],
+)
+def test_pools_that_cannot_be_placed_are_refused(pools: list[Pool], nodes: list[Node], culprit: str) -> None:
+    with pytest.raises(ClusterError, match=f"of '{culprit}' finds no room") as caught:
+        check_fit(pools, nodes)
+    assert caught.value.exit_code == 5
+
+
+def test_pools_that_just_fit() -> None:
+    check_fit([Pool("a", 10, 0.1), Pool("b", 10, 0, 0.1)], [Node("n", 1, 1)])
+    check_fit([Pool("image", 2, 1, 0.5), Pool("spectra", 2, 1, 0.5)], [Node("n", 4, 2)])
+
+
+def test_own_pools_are_taken_over() -> None:
+    _, pools = plan_pools(ALL, "cpu", 2, 4, 0, 3, {"image": {"size": 5, "num_cpus": 1.5}})
+    assert pools["image"] == Pool("image", 5, 1.5, 0.0)
+    assert pools["spectra"] == Pool("spectra", 1, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"radio": {"size": 1}}, {"image": {"cpus": 1}}, {"image": {"size": 0}}, {"image": {"num_gpus": -1}}],
+)
+def test_pools_that_make_no_sense_are_refused(wanted: dict[str, dict[str, float]]) -> None:
+    with pytest.raises(UsageError, match="pool"):
+        plan_pools(ALL, "cpu", 1, 4, 0, None, wanted)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "no port"])
+def test_an_unreachable_ray_is_said_at_once(address: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ClusterError, match="cannot be reached") as caught:
+        Connection(address.format(port=port)).open()
+    assert caught.value.exit_code == 5

@@ -1,0 +1,158 @@
+"""The Ray executor against the serial one, and what it does about dying actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from applecider_batch.catalog.run_folder import RunFolder as CatalogRunFolder
+from applecider_batch.engine import api
+from applecider_batch.engine.driver import Driver, RunInterrupted
+from applecider_batch.engine.ray_executor import RayExecutor
+from applecider_batch.engine.run_folder import RunFolder
+from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.storage import Store
+from tests.engine import fakes
+from tests.engine.drive import drive
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[Any]:
+    """One Ray for the module; executors use it and leave it running."""
+    from applecider_batch.engine.ray_cluster import Connection
+
+    connection = Connection(None)
+    connection.open(4)
+    import ray
+
+    yield ray
+    connection.close()
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    return fakes.write_archive(tmp_path / "archive.json")
+
+
+def rows(run: Path) -> pa.Table:
+    folder = CatalogRunFolder(str(run))
+    assert folder.missing == []
+    return pa.concat_tables([folder.read_shard(shard) for shard in folder.shards])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_rows_as_the_serial_executor(
+    ray_session: Any, archive: str, tmp_path: Path, workers: int
+) -> None:
+    drive("serial", archive, str(tmp_path / "serial"))
+    result = drive("ray", archive, str(tmp_path / "ray"), workers)
+    assert (result["state"], result["rows"]) == ("complete", 80)
+    assert rows(tmp_path / "ray") == rows(tmp_path / "serial")
+
+
+def test_a_shard_that_kills_its_worker_is_set_aside_and_the_others_are_done(
+    ray_session: Any, archive: str, tmp_path: Path
+) -> None:
+    poison = fakes.make_plan(archive).shards[2]
+    fakes.write_archive(Path(archive), die={str(poison.hash_lo): True})
+    result = drive("ray", archive, str(tmp_path / "run"), 2)
+    assert (result["shards_committed"], result["shards_quarantined"]) == (7, 1)
+    failures = api.status(str(tmp_path / "run"))["failures"]
+    assert {name: [f["kind"] for f in found] for name, found in failures.items()} == {
+        poison.name: ["worker_died"] * 4
+    }
+
+
+def test_workers_killed_now_and_then(ray_session: Any, archive: str, tmp_path: Path) -> None:
+    drive("serial", archive, str(tmp_path / "serial"))
+    shards = fakes.make_plan(archive).shards
+    fakes.write_archive(Path(archive), die_once={str(shards[i].hash_lo): True for i in (1, 6)})
+    assert drive("ray", archive, str(tmp_path / "run"), 2)["state"] == "complete"
+    assert rows(tmp_path / "run") == rows(tmp_path / "serial")
+    assert len(list((tmp_path / "run" / "failures").iterdir())) == 2
+
+
+class Killer(RayExecutor):
+    """Kills an actor of the image pool after the second shard was handed in."""
+
+    handed_in = 0
+
+    def submit(self, shard: Any, attempt: str) -> None:
+        import ray
+
+        Killer.handed_in += 1
+        if Killer.handed_in == 2:
+            ray.kill(self._models["image"][0].handle)
+        super().submit(shard, attempt)
+
+
+def test_a_dead_model_actor_is_replaced_and_nobody_is_charged(
+    ray_session: Any, archive: str, tmp_path: Path
+) -> None:
+    drive("serial", archive, str(tmp_path / "serial"))
+    plan, run = fakes.make_plan(archive), str(tmp_path / "run")
+    executor = Killer(fakes.make_spec(plan, run), workers=1)
+    result = Driver(RunFolder(Store(run)), plan, executor, progress=False).run()
+    assert result["state"] == "complete"
+    failures = [f for found in api.status(run)["failures"].values() for f in found]
+    assert [(f["kind"], f["charged"]) for f in failures] == [("infrastructure", False)]
+    assert rows(tmp_path / "run") == rows(tmp_path / "serial")
+
+
+def test_a_signal_ends_a_ray_run_in_good_order(ray_session: Any, archive: str, tmp_path: Path) -> None:
+    fakes.write_archive(Path(archive), sleep={"*": 0.5})
+    run = tmp_path / "run"
+
+    def interrupt() -> None:
+        while not list(run.glob("commits/shard-*")):
+            ended.wait(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ended = threading.Event()
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(RunInterrupted):
+        drive("ray", archive, str(run), 1)
+    watcher.join()
+    assert not (run / "lease.json").exists()
+    fakes.write_archive(Path(archive))
+    assert (
+        drive("serial", archive, str(run))["state"] == "complete"
+    )  # either executor resumes the other's run
+
+
+def test_a_model_set_that_a_worker_cannot_load_is_said(
+    ray_session: Any, archive: str, tmp_path: Path
+) -> None:
+    plan, run = fakes.make_plan(archive), str(tmp_path / "run")
+    executor = RayExecutor(fakes.make_spec(plan, run), workers=1)
+    executor._modalities = lambda: ["image"]  # type: ignore[method-assign]
+    broken = fakes.make_spec(fakes.make_plan(archive, models="broken"), run)
+    executor._spec = broken
+    with pytest.raises(ClusterError, match="cannot start: RuntimeError"):
+        Driver(RunFolder(Store(run)), broken.plan, executor, progress=False).run()
+
+
+def test_pools_that_do_not_fit_are_refused_before_the_start(
+    ray_session: Any, archive: str, tmp_path: Path
+) -> None:
+    plan, run = fakes.make_plan(archive), str(tmp_path / "run")
+    executor = RayExecutor(fakes.make_spec(plan, run), workers=1, pools={"image": {"num_gpus": 1}})
+    with pytest.raises(ClusterError, match="image' finds no room"):
+        Driver(RunFolder(Store(run)), plan, executor, progress=False).run()
+    assert api.status(run)["state"] == "incomplete"
+
+
+def test_a_growing_cluster_needs_a_number_of_workers(archive: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--workers"):
+        RayExecutor(fakes.make_spec(fakes.make_plan(archive), str(tmp_path)), autoscale=True)
