@@ -84,6 +84,7 @@ def build_catalog(
         "format_version": FORMAT_VERSION,
         "run_id": run.run_id,
         "identity": run.plan.get("identity", {}),
+        "horizons": run.horizons,
         "columns": load_table("catalogue").names,
         "sorted_by": ["hash64", "objectId", "episode", "horizon_days"],
         "shards": len(run.shards),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.catalog.store import iter_rows, open_catalog
-from applecider_batch.catalog.summary import horizon_label
+from applecider_batch.catalog.summary import FULL, horizon_label
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
 
@@ -96,7 +96,7 @@ def check_horizon(info: Mapping[str, Any], horizon: float | str) -> str:
         If the catalogue has no such horizon.
     """
     try:
-        label = "full" if horizon == "full" else horizon_label(float(horizon))
+        label = FULL if horizon == FULL else horizon_label(float(horizon))
     except ValueError:
         label = str(horizon)
     if label not in info["classes"]:
@@ -107,7 +107,14 @@ def check_horizon(info: Mapping[str, Any], horizon: float | str) -> str:
 def only_horizon(table: pa.Table, label: str) -> pa.Table:
     """Rows of one horizon, given by its label."""
     column = table.column("horizon_days")
-    return table.filter(pc.is_null(column) if label == "full" else pc.equal(column, float(label)))
+    return table.filter(pc.is_null(column) if label == FULL else pc.equal(column, float(label)))
+
+
+def one_row_per_episode(table: pa.Table, label: str) -> pa.Table:
+    """Rows of one horizon, and the only rows of objects without t0."""
+    column = table.column("horizon_days")
+    chosen = pc.is_null(column) if label == FULL else pc.fill_null(pc.equal(column, float(label)), False)
+    return table.filter(pc.or_(chosen, pc.is_null(table.column("t0"))))
 
 
 def to_astropy(table: pa.Table) -> QTable:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from applecider_batch.catalog.summary import horizon_label
 from applecider_batch.digest import hash64
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
@@ -67,6 +68,12 @@ class RunFolder:
     def run_id(self) -> str:
         """Digest of the plan's identity."""
         return str(self.plan["run_id"])
+
+    @cached_property
+    def horizons(self) -> list[str]:
+        """Labels of the planned horizons, ascending, ``full`` last."""
+        given = self.plan["identity"]["horizons"]
+        return [horizon_label(days) for days in sorted(given, key=lambda d: float("inf") if d is None else d)]
 
     @cached_property
     def shards(self) -> list[Shard]:

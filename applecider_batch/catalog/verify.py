@@ -14,7 +14,7 @@ from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.rows import SHORT_NAMES
 from applecider_batch.catalog.run_folder import first_disorder
 from applecider_batch.catalog.store import iter_rows, open_catalog, whole_objects
-from applecider_batch.catalog.summary import Summary, horizon_label
+from applecider_batch.catalog.summary import FULL, Summary, horizon_label
 from applecider_batch.digest import hash64
 from applecider_batch.inference.fusion import MODALITY_BITS
 from applecider_batch.schema import load_table
@@ -50,7 +50,7 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     problems = _Problems()
     _check_files(store, info, problems)
     summary, content = Summary(), ContentDigest()
-    horizons = {None if name == "full" else float(name) for name in info["classes"]}
+    horizons = [np.inf if name == FULL else float(name) for name in info["horizons"]]
     last_row: pa.Table | None = None
     schema = load_table("catalogue")
     for table in whole_objects(iter_rows(store, info)):
@@ -205,8 +205,8 @@ def _check_classes(table: pa.Table, problems: _Problems) -> None:
     problems.rows("t0", table, without_t0, lambda w: f"A row without t0 has a class: {w}.")
 
 
-def _check_horizons(table: pa.Table, horizons: set[float | None], problems: _Problems) -> None:
-    """Every episode has every horizon once; an object without t0 has one row, of the full horizon."""
+def _check_horizons(table: pa.Table, horizons: list[float], problems: _Problems) -> None:
+    """Every episode has every horizon once; an object without t0 has one row, over its full history."""
     episode = table.column("episode").to_numpy()
     names = table.column("objectId").combine_chunks()
     new = np.ones(len(episode), bool)
@@ -215,12 +215,12 @@ def _check_horizons(table: pa.Table, horizons: set[float | None], problems: _Pro
     )
     starts = np.flatnonzero(new)
     counts = np.diff(np.append(starts, len(episode)))
-    without_t0 = table.column("t0").is_null().to_numpy()[starts]
-    bad = np.where(without_t0, counts != 1, counts != len(horizons))
-    spread = np.repeat(bad, counts)
-    problems.rows(
-        "horizons", table, spread, lambda w: f"An episode has not exactly one row per horizon: {w}."
-    )
+    without_t0 = table.column("t0").is_null().to_numpy()
+    days = pc.fill_null(table.column("horizon_days"), np.inf).to_numpy()
+    planned = np.where(without_t0, np.isinf(days), np.isin(days, horizons))
+    expected = np.where(without_t0[starts], 1, len(horizons))
+    bad = np.repeat(counts != expected, counts) | ~planned
+    problems.rows("horizons", table, bad, lambda w: f"An episode has not exactly one row per horizon: {w}.")
 
 
 def _check_counts(info: Mapping[str, Any], summary: Summary, problems: _Problems) -> None:

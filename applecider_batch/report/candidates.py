@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.read import Archive
-from applecider_batch.catalog.read import only_horizon
+from applecider_batch.catalog.read import one_row_per_episode
 from applecider_batch.catalog.store import iter_rows
 from applecider_batch.features.points import load_points
 from applecider_batch.report.light_curve import BANDS, ZERO_POINT_UJY, LightCurve
@@ -81,7 +81,7 @@ def select(store: Store, info: Mapping[str, Any], horizon: str, per_class: int) 
     best: dict[str, pa.Table] = {}
     sky: tuple[dict[int, int], dict[int, int]] = ({}, {})
     for table in iter_rows(store, info):
-        rows = only_horizon(table, horizon)
+        rows = one_row_per_episode(table, horizon)
         in_scope = pc.fill_null(pc.equal(rows.column("gate"), "in_scope"), False)
         for counts, mask in ((sky[0], in_scope), (sky[1], pc.invert(in_scope))):
             _count_cells(counts, rows.column("_healpix_29").filter(mask))

@@ -125,15 +125,8 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def reference_horizon(info: Mapping[str, Any]) -> str:
-    """The horizon by which candidates are ranked: ``full`` where it is there, else the longest."""
-    labels = [label for label in info["classes"] if label != "full"]
-    if "full" in info["classes"] or not labels:
-        return "full"
-    return max(labels, key=float)
-
-
-def _horizon_order(label: str) -> float:
-    return float("inf") if label == "full" else float(label)
+    """The horizon by which candidates are ranked: ``full`` where it was planned, else the longest."""
+    return str(info["horizons"][-1])
 
 
 def _horizon_words(label: str) -> str:
@@ -151,7 +144,7 @@ def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("run", info["run_id"]),
         ("snapshot", _short(given.get("snapshot", "unknown"))),
         ("model set", _short(given.get("models", given.get("model_set", "unknown")))),
-        ("horizons", ", ".join(_horizon_words(h) for h in sorted(info["classes"], key=_horizon_order))),
+        ("horizons", ", ".join(_horizon_words(h) for h in info["horizons"])),
         ("content_sha256", info["content_sha256"]),
     ]
     if "pipeline_version" in given:
@@ -169,7 +162,7 @@ def _tiles(info: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     last = _last_funnel(info)
     return [
         ("objects", info["objects"], f"{info['episodes']:,} episodes"),
-        ("rows", info["rows"], f"{len(info['classes'])} horizons"),
+        ("rows", info["rows"], f"{len(info['horizons'])} horizons"),
         ("in scope", last["in_scope"], "episodes that passed the gate"),
         ("classified", last["classified"], "in scope, with a usable modality"),
         ("set aside", info["rows_in_error"], "rows with an error code"),
@@ -205,8 +198,8 @@ def _funnel(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def _class_counts(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for label in sorted(info["classes"], key=_horizon_order):
-        counts = info["classes"][label]
+    for label in info["horizons"]:
+        counts = info["classes"].get(label, dict.fromkeys((*CLASSES, "rows"), 0))
         classified = sum(counts[name] for name in CLASSES)
         cells = [(counts[name], counts[name] / classified if classified else 0.0) for name in CLASSES]
         rows.append({"horizon": _horizon_words(label), "cells": cells, "rows": counts["rows"]})

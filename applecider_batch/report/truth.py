@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.catalog.read import only_horizon
+from applecider_batch.catalog.read import one_row_per_episode
 from applecider_batch.catalog.store import iter_rows
 from applecider_batch.errors import UserError
 from applecider_batch.storage import Store
@@ -60,8 +60,8 @@ def confusion(
 ) -> list[tuple[str, dict[str, int]]]:
     """Episodes by true class (rows) and by class or gate in the catalogue (columns), at one horizon."""
     counts: dict[str, Counter[str]] = {}
-    for table in iter_rows(store, info, ["objectId", "horizon_days", "class_top1", "gate"]):
-        rows = only_horizon(table, horizon)
+    for table in iter_rows(store, info, ["objectId", "t0", "horizon_days", "class_top1", "gate"]):
+        rows = one_row_per_episode(table, horizon)
         said = pc.coalesce(rows.column("class_top1"), rows.column("gate"), pa.scalar("failed"))
         for name, value in zip(rows.column("objectId").to_pylist(), said.to_pylist(), strict=True):
             if name in truth:

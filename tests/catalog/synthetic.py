@@ -124,11 +124,12 @@ def make_rows(
     shard_id: int = 0,
     *,
     seed: int = 0,
+    horizons: tuple[float | None, ...] = HORIZONS,
     positions: dict[str, tuple[float, float]] | None = None,
     **identity: Any,
 ) -> pa.Table:
     """Catalogue rows of one shard."""
-    prepared = make_prepared(names, seed=seed, positions=positions)
+    prepared = make_prepared(names, horizons, seed=seed, positions=positions)
     return assemble_rows(
         prepared, make_outputs(prepared, seed + 1), {**IDENTITY, **identity, "shard_id": shard_id}
     )
@@ -140,6 +141,7 @@ def write_run(
     shards: int = 3,
     *,
     commit: set[int] | None = None,
+    horizons: tuple[float | None, ...] = HORIZONS,
     positions: dict[str, tuple[float, float]] | None = None,
 ) -> Path:
     """A run folder whose shards (all, or those in ``commit``) are committed.
@@ -149,7 +151,7 @@ def write_run(
     edges = [2**64 * i // shards for i in range(shards + 1)]
     plan = {
         "run_id": IDENTITY["run_id"],
-        "identity": {"snapshot": 1, "model_set": "untrained", "horizons": list(HORIZONS)},
+        "identity": {"snapshot": 1, "model_set": "untrained", "horizons": list(horizons)},
         "shards": [
             {"shard_id": i, "hash_lo": str(edges[i]), "hash_hi": str(edges[i + 1])} for i in range(shards)
         ],
@@ -157,7 +159,7 @@ def write_run(
     for folder in ("data", "commits"):
         (run / folder).mkdir(parents=True, exist_ok=True)
     (run / "plan.json").write_text(json.dumps(plan))
-    everything = make_rows(names, positions=positions)
+    everything = make_rows(names, horizons=horizons, positions=positions)
     hashes = everything.column("hash64").to_numpy()
     for i in range(shards):
         if commit is not None and i not in commit:

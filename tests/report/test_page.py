@@ -198,8 +198,8 @@ def test_same_catalogue_same_page(catalogue: str, tmp_path: Path) -> None:
 
 
 def test_reference_horizon_and_links() -> None:
-    assert reference_horizon({"classes": {"10": 1, "3": 1}}) == "10"
-    assert reference_horizon({"classes": {"10": 1, "full": 1}}) == "full"
+    assert reference_horizon({"horizons": ["3", "10"]}) == "10"
+    assert reference_horizon({"horizons": ["10", "full"]}) == "full"
     assert [name for name, _ in links("ZTF20abc", 10.0, -5.0)] == ["ALeRCE", "Fink", "Fritz", "SNAD", "TNS"]
     assert links("mine", None, None) == []
 
