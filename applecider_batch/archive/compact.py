@@ -95,9 +95,8 @@ def choose_runs(snapshot: Snapshot, *, full: bool = False) -> list[str]:
         return ordered[:_MOST_RUNS] if len(ordered) > 1 else []
     tiers = {run: _tier(size) for run, size in sizes.items()}
     for tier in sorted(set(tiers.values())):
-        small = [run for run in ordered if tiers[run] <= tier]
-        if len(small) >= _TIER_FACTOR:
-            return small[:_MOST_RUNS]
+        if sum(other == tier for other in tiers.values()) >= _TIER_FACTOR:
+            return [run for run in ordered if tiers[run] <= tier][:_MOST_RUNS]
     return []
 
 

@@ -113,6 +113,10 @@ class _TableWriter:
         self.group_rows: list[int] = []
         self.histogram = np.zeros(1 << HISTOGRAM_BITS, np.int64)
 
+    @property
+    def bytes(self) -> int:
+        return self.sink.count + sum(table.nbytes for table in self._pending)
+
     def append(self, table: pa.Table) -> None:
         self._pending.append(table)
         self._pending_rows += table.num_rows
@@ -143,6 +147,10 @@ class _TableWriter:
     def close(self) -> None:
         if self._pending_rows:
             self._write_group(pa.concat_tables(self._pending))
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Close without what is pending; the storage drops the file."""
         self._writer.close()
 
     def index(self) -> dict[str, Any]:
@@ -178,12 +186,16 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            for writer in self._writers.values():
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    writer.abandon()
         self._stack.__exit__(kind, error, trace)
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest file so far."""
-        return max((writer.sink.count for writer in self._writers.values()), default=0)
+        """Bytes of the largest file so far, with the rows that wait to fill a row group."""
+        return max((writer.bytes for writer in self._writers.values()), default=0)
 
     @property
     def is_empty(self) -> bool:

@@ -107,9 +107,14 @@ class Archive:
 
     def duplicates(self, lo: int, hi: int) -> np.ndarray:
         """(candid, digest) of the packets that lost to another, in a hash range (structured array)."""
-        pieces = self._pieces("duplicates", lo, hi, ["candid", "packet_digest"])
-        empty = load_table("duplicates").empty().select(["candid", "packet_digest"])
-        return pairs_of(pa.concat_tables([empty, *pieces]))
+        return pairs_of(self.read_duplicates(lo, hi, ["candid", "packet_digest"]))
+
+    def read_duplicates(self, lo: int, hi: int, columns: Iterable[str] | None = None) -> pa.Table:
+        """The record of the packets of a hash range that lost to another of the same candid, once per content."""
+        schema = load_table("duplicates").arrow
+        wanted = list(columns) if columns is not None else schema.names
+        pieces = self._pieces("duplicates", lo, hi, wanted)
+        return pa.concat_tables([schema.empty_table().select(wanted), *pieces])
 
     def read_alerts(
         self, lo: int, hi: int, columns: Iterable[str] | None = None, *, lost: np.ndarray | None = None
@@ -213,13 +218,14 @@ class Archive:
 
     def ranges(self, target_bytes: int, tables: Iterable[str] = _COUNTED) -> list[tuple[int, int]]:
         """Cut all hashes into ranges that hold about ``target_bytes`` (uncompressed) of these tables."""
-        weights: list[tuple[int, int]] = []
+        stretches: list[tuple[int, int, int]] = []
         for part in self.parts:
             for name in tables:
                 index = part.index(name)
                 if index is not None:
-                    weights.extend(zip(index.lo.tolist(), index.bytes.tolist(), strict=True))
-        return cut_ranges(sorted(weights), target_bytes)
+                    groups = (index.lo.tolist(), index.hi.tolist(), index.bytes.tolist())
+                    stretches.extend(zip(*groups, strict=True))
+        return cut_ranges(stretches, target_bytes)
 
     def _pieces(self, name: str, lo: int, hi: int, columns: Iterable[str] | None = None) -> list[pa.Table]:
         wanted = list(columns) if columns is not None else None

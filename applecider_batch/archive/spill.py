@@ -9,7 +9,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from applecider_batch.errors import StorageError
 _PREFIX = "applecider-batch-spill-"
 _FILE = "sorted-blocks"
 _BLOCK_BYTES = 256 << 10
+_PIECES = 8  # a stretch is thought of as pieces of an eighth of a range
+_MOST_PIECES = 256
 
 
 @dataclass
@@ -137,8 +140,8 @@ class Spill:
     def ranges(self, target_bytes: int) -> list[tuple[int, int]]:
         """Cut [0, 2**64) so that each range holds about ``target_bytes`` (an object is never cut)."""
         self.flush()
-        weights = (zip(blocks.lo, blocks.length, strict=True) for blocks in self._blocks.values())
-        return cut_ranges(sorted(pair for pairs in weights for pair in pairs), target_bytes)
+        tables = (zip(b.lo, b.hi, b.length, strict=True) for b in self._blocks.values())
+        return cut_ranges((block for blocks in tables for block in blocks), target_bytes)
 
     def read(self, name: str, lo: int, hi: int) -> pa.Table:
         """All rows of a table with keys in [lo, hi), in no particular order."""
@@ -164,14 +167,25 @@ def hash_slice(hashes: np.ndarray, lo: int, hi: int) -> tuple[int, int]:
     return start, int(np.searchsorted(hashes, np.uint64(hi), side="left"))
 
 
-def cut_ranges(weighted: list[tuple[int, int]], target: int) -> list[tuple[int, int]]:
-    """Cut [0, 2**64) at some of the ascending (hash, weight) so that each range weighs about ``target``."""
-    cuts, weight = [0], 0
-    for position, amount in weighted:
-        if weight >= target and position > cuts[-1]:
+def cut_ranges(stretches: Iterable[tuple[int, int, int]], target: int) -> list[tuple[int, int]]:
+    """Cut [0, 2**64) so that each range weighs about ``target``; what has one hash is never cut.
+
+    Parameters
+    ----------
+    stretches : iterable of (first hash, last hash, weight)
+        A weight is taken to be spread evenly over its hashes, as hashes are.
+    """
+    weights: Counter[int] = Counter()
+    for lo, hi, weight in stretches:
+        pieces = min(max(_PIECES * weight // max(target, 1), 1), _MOST_PIECES, hi - lo + 1)
+        for number in range(pieces):
+            weights[lo + (hi - lo + 1) * number // pieces] += weight // pieces
+    cuts, held = [0], 0
+    for position, weight in sorted(weights.items()):
+        if held >= target and position > cuts[-1]:
             cuts.append(position)
-            weight = 0
-        weight += amount
+            held = 0
+        held += weight
     return list(zip(cuts, [*cuts[1:], HASH64_END], strict=True))
 
 
