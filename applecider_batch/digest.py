@@ -6,6 +6,7 @@ Nothing here uses Python's or Polars' own ``hash``; every value is the same on e
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -122,7 +123,7 @@ def row_digests(table: pa.Table, columns: Sequence[str] | None = None) -> list[b
     list of bytes, length ``table.num_rows``, 16 bytes each
     """
     names = list(columns) if columns is not None else table.column_names
-    parts = [_encode_column(table.column(name).combine_chunks()) for name in names]
+    parts = _encode_table([table.column(name).combine_chunks() for name in names])
     blake = hashlib.blake2b
     return [blake(b"".join(cells), digest_size=16).digest() for cells in zip(*parts, strict=True)]
 
@@ -139,6 +140,23 @@ def table_digest(table: pa.Table, columns: Sequence[str] | None = None) -> str:
     return digest128((json.dumps(names) + multiset_of(table, names).hexdigest()).encode())
 
 
+def _encode_table(columns: Sequence[pa.Array | pa.ChunkedArray]) -> list[list[bytes]]:
+    """Encoded columns; neighbouring columns of numbers come as one, which is several times faster."""
+    parts: list[list[bytes]] = []
+    for numbers, run in itertools.groupby(columns, key=lambda column: _is_number(column.type)):
+        if not numbers:
+            parts.extend(_encode_column(column) for column in run)
+            continue
+        block = np.stack([_number_bytes(column) for column in run], axis=1)  # (n, k) of 9 bytes
+        data, width = block.tobytes(), block.shape[1] * block.dtype.itemsize
+        parts.append([data[i : i + width] for i in range(0, len(data), width)])
+    return parts
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
 def _encode_column(column: pa.Array | pa.ChunkedArray) -> list[bytes]:
     """One self-delimiting byte string per row."""
     if isinstance(column, pa.ChunkedArray):
@@ -153,7 +171,7 @@ def _encode_column(column: pa.Array | pa.ChunkedArray) -> list[bytes]:
         valid = column.is_valid().to_pylist()
         joined = (b"".join(cells) for cells in zip(*fields, strict=True))
         return [b"\x02" + cell if ok else b"\x00" for cell, ok in zip(joined, valid, strict=True)]
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if _is_number(kind):
         return _encode_numbers(column)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         cells = column.to_pylist()
