@@ -58,21 +58,31 @@ def clean(column: Column, values: pa.Array) -> Cleaned:
     kind = column.arrow_type
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
+        return _lost(values, pa.nulls(len(values), kind))
     if column.name == "isdiffpos":
-        signs = _signs(values)
-        unknown = pc.and_(values.is_valid(), signs.is_null()).to_numpy(zero_copy_only=False)
-        return Cleaned(signs, unknown if unknown.any() else None)
+        return _lost(values, _signs(values))
     if pa.types.is_string(kind):
         return Cleaned(_texts(column.name, values))
-    if not (
-        pa.types.is_integer(values.type)
-        or pa.types.is_floating(values.type)
-        or pa.types.is_boolean(values.type)
-    ):
-        values = _numbers_from_text(values)
+    if not _is_number(values.type):
+        numbers = _numbers_from_text(values)
+        lost = _lost(values, numbers).misfit
+        cleaned = clean(column, numbers)
+        both = [misfit for misfit in (lost, cleaned.misfit) if misfit is not None]
+        return Cleaned(cleaned.array, np.logical_or.reduce(both) if both else None)
     if pa.types.is_floating(kind):
         return _floats(column.name, values, kind)
     return _integers(column.name, values, kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _lost(given: pa.Array, array: pa.Array) -> Cleaned:
+    """What was given and became null is a misfit."""
+    misfit = pc.and_(given.is_valid(), array.is_null()).to_numpy(zero_copy_only=False)
+    return Cleaned(array, misfit if misfit.any() else None)
 
 
 def _signs(values: pa.Array) -> pa.Array:
