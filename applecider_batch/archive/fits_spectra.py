@@ -1,7 +1,7 @@
 """A spectrum kept as a 1-D FITS image with a wavelength axis (IRAF, SDSS' older spectra, most spectrographs).
 
-Wavelength of pixel i (from 1): CRVAL1 + (i - CRPIX1) * CDELT1 (or CD1_1), a power of ten where DC-FLAG is 1 or
-CTYPE1 ends in LOG with values that are logarithms (Greisen et al. 2006, A&A 446, 747; IRAF's convention).
+Wavelength of pixel i (from 1): CRVAL1 + (i - CRPIX1) * CDELT1 (or CD1_1), a power of ten where DC-FLAG is 1
+or CTYPE1 ends in LOG with values that are logarithms (Greisen et al. 2006, A&A 446, 747; IRAF's convention).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive.table_files import MISSING_WORDS, RawTable, numbers
+from applecider_batch.archive.table_files import MISSING_WORDS, RawTable, bare_name, numbers
 from applecider_batch.archive.table_rejects import Rejects
 from applecider_batch.digest import hash64
 from applecider_batch.errors import UserError
@@ -89,7 +89,7 @@ ZTF_NAME = re.compile(r"ZTF\d{2}[a-z]{7}")
 
 def is_known(name: str) -> bool:
     """Whether a column of this name is one of the aliases."""
-    return name.strip().lower() in _KNOWN
+    return bare_name(name) in _KNOWN
 
 
 class _Rows:
@@ -188,7 +188,7 @@ def _check_columns(raw: RawTable, found: dict[str, str | None], file_name: str) 
     ]
     if lists:
         raise UserError(
-            f"The light-curve table '{file_name}' holds lists in {', '.join(lists)}; one row per point is needed."
+            f"The light-curve table '{file_name}' holds lists in {', '.join(lists)}; a point is one row."
         )
 
 
@@ -256,6 +256,12 @@ def _flags(raw: RawTable, column: str | None, rows: _Rows) -> np.ndarray:
     return flags
 
 
+def _refuse_absurd(mag: np.ndarray, rows: _Rows) -> None:
+    low, high = MAG_RANGE
+    absurd = ~np.isnan(mag) & ~((mag > low) & (mag < high))
+    rows.refuse(absurd, "bad_value", lambda i: f"the magnitude {mag[i]:g} is not in {low:g}..{high:g}")
+
+
 def _settle(value: dict[str, np.ndarray], detected: np.ndarray, sign: np.ndarray, rows: _Rows) -> np.ndarray:
     """Decide what is a detection, fill in magnitudes and signs from fluxes, refuse what measures nothing."""
     mag, sigma, limit = value["magpsf"], value["sigmapsf"], value["diffmaglim"]
@@ -264,11 +270,7 @@ def _settle(value: dict[str, np.ndarray], detected: np.ndarray, sign: np.ndarray
         rows.refuse(sigma <= 0, "bad_value", lambda i: f"the magnitude's error {sigma[i]:g} is not positive")
         rows.refuse(flux_err <= 0, "bad_value", lambda i: f"the flux's error {flux_err[i]:g} is not positive")
         for m in (mag, limit):
-            rows.refuse(
-                ~np.isnan(m) & ~((m > MAG_RANGE[0]) & (m < MAG_RANGE[1])),
-                "bad_value",
-                lambda i, m=m: f"the magnitude {m[i]:g} is not in {MAG_RANGE[0]:g}..{MAG_RANGE[1]:g}",
-            )
+            _refuse_absurd(m, rows)
         significant = np.abs(flux) >= DETECTION_SNR * flux_err
     said = ~np.isnan(detected)
     is_detection = np.where(said, detected == 1, ~np.isnan(mag) | (np.isnan(limit) & significant))

@@ -1,12 +1,13 @@
 """Files of spectra to the contract's spectra.
 
-A table with a list per row (Parquet) holds one spectrum a row; a table of plain columns holds one spectrum a file,
-or one per object (and date) where it names them; a FITS file holds a table or a 1-D image with a wavelength axis.
+A table with a list per row (Parquet) holds one spectrum a row; a table of plain columns holds one spectrum a
+file, or one per object (and date) where it names them; a FITS file holds a table or a 1-D image with a
+wavelength axis.
 
 Columns are found by name, whatever their case; the first alias that is there wins:
 
 ===========  ==========================================================================================
-wavelength   wavelength, wave, lambda, lam, wl, wavelength_angstrom; loglam, loglambda are powers of ten
+wavelength   wavelength, wave, lambda, lam, wl, wavelength_angstrom; loglam, loglambda: powers of ten
 flux         flux, fluxcal, flam, f_lambda, flux_lambda, counts, spec
 name         objectId, ztf_id, ztfid, object_id, object, object_name, name; object_key (only if a ZTF name)
 date         jd, mjd, mjd_obs (jd = mjd + 2400000.5), date-obs of a header
@@ -14,8 +15,8 @@ redshift     redshift, z, zspec; outside -0.1..20 it is a mark for unknown
 others       instrument, flux_kind, type_raw or type, ra, dec, redshift_source
 ===========  ==========================================================================================
 
-Text without a header line: wavelength, flux, and whatever follows. Wavelengths come out in Angstrom: by the unit
-where one is given, else micron if none exceeds 30, nanometre if none exceeds 1,150, else Angstrom.
+Text without a header line: wavelength, flux, and whatever follows. Wavelengths come out in Angstrom: by the
+unit where one is given, else micron if none exceeds 30, nanometre if none exceeds 1,150, else Angstrom.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pyarrow.compute as pc
 
 from applecider_batch.archive.fits_spectra import image_spectrum
 from applecider_batch.archive.light_curve_tables import MJD_TO_JD, ZTF_NAME
-from applecider_batch.archive.table_files import RawTable, numbers, read_columns
+from applecider_batch.archive.table_files import RawTable, bare_name, numbers, read_columns
 from applecider_batch.archive.table_rejects import Rejects
 from applecider_batch.digest import digest128, hash64
 from applecider_batch.errors import UserError
@@ -82,7 +83,7 @@ _TO_ANGSTROM = {
 
 @dataclass
 class Spectrum:
-    """One spectrum as a file gives it; ``wavelength`` and ``flux`` are float64, shape (n,), not yet cleaned."""
+    """One spectrum as a file gives it, not yet cleaned; wavelength and flux are float64, shape (n,)."""
 
     member: str
     wavelength: np.ndarray
@@ -97,7 +98,7 @@ class NotASpectrumError(Exception):
 
 def is_known(name: str) -> bool:
     """Whether a column of this name is one of the aliases."""
-    return name.strip().lower() in _KNOWN
+    return bare_name(name) in _KNOWN
 
 
 def spectra_of(data: bytes, file_name: str, rejects: Rejects) -> pa.Table:
@@ -138,7 +139,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     schema = load_table("spectra")
     columns: dict[str, pa.Array] = {}
     for column in schema.columns:
-        values = [row.get(column.name) for row in rows]
+        values: list[Any] = [row.get(column.name) for row in rows]
         if column.type.startswith("list"):
             lengths = [len(v) for v in values]
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -159,6 +160,9 @@ def _read(data: bytes, file_name: str) -> list[Spectrum]:
     raw = read_columns(data, file_name, is_known)
     wave, flux = raw.find(ALIASES["wavelength"]), raw.find(ALIASES["flux"])
     if (wave is None or flux is None) and raw.table.column_names[:2] == ["col1", "col2"]:
+        first = [numbers(raw.table.column(c).slice(0, 1))[1].any() for c in ("col1", "col2")]
+        if any(first):
+            raise NotASpectrumError("its first line is neither two numbers nor names of wavelength and flux")
         wave, flux = "col1", "col2"
     if wave is None or flux is None:
         raise NotASpectrumError(f"no column for wavelength or flux; it has {raw.table.column_names}")
@@ -218,7 +222,7 @@ def _from_columns(raw: RawTable, wave: str, flux: str, file_name: str) -> list[S
 
 def _unit_of(raw: RawTable, wave: str) -> str | None:
     unit = raw.units.get(wave)
-    return "log" if wave.strip().lower() in ("loglam", "loglambda") else unit
+    return "log" if bare_name(wave) in ("loglam", "loglambda") else unit
 
 
 def _facts_of_columns(raw: RawTable) -> dict[str, list[Any]]:
@@ -256,12 +260,12 @@ def _facts_of_header(header: dict[str, str], file_name: str) -> dict[str, Any]:
     for key in ("redshift", "ra", "dec", "jd", "mjd"):
         for alias in ALIASES[key]:
             try:
-                value = float(header[alias.lower()])
+                number = float(header[alias.lower()])
             except (KeyError, ValueError):
                 continue
             target = "jd" if key == "mjd" else key
-            value = _in_range(target, np.array([value + (MJD_TO_JD if key == "mjd" else 0.0)]))[0]
-            facts.setdefault(target, value)
+            number += MJD_TO_JD if key == "mjd" else 0.0
+            facts.setdefault(target, _in_range(target, np.array([number]))[0])
             break
     if "jd" not in facts and "date-obs" in header:
         facts["jd"] = _jd_of_date(header["date-obs"])

@@ -1,7 +1,7 @@
 """A light-curve or spectrum file of any format as columns: Parquet, CSV, ECSV, ASCII, FITS table.
 
-Nothing is interpreted here beyond numbers of rows and names of columns. Text columns stay text until someone who
-knows what they should be asks for `numbers`, so that one bad value costs one row and not the file.
+Nothing is interpreted here beyond numbers of rows and names of columns. Text columns stay text until someone
+who knows what they should be asks for `numbers`, so that one bad value costs one row and not the file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from applecider_batch.errors import UserError
 SENTINELS = (-999.0, -99999.0)
 MISSING_WORDS = frozenset(["", "nan", "null", "none", "--", "-", "n/a", "na", "<na>"])
 _COMMENTS = ("#", "%", "!")
+_UNIT_IN_NAME = re.compile(r"\s*[(\[].*[)\]]\s*$")
 _SECTION = re.compile(r"FILTER\s+(\S+)", re.IGNORECASE)
 _HEADER_ENTRY = re.compile(r"([A-Za-z][\w \-]*?)\s*[:=]\s*(\S.*)")
 
@@ -54,7 +55,7 @@ class RawTable:
 
     def find(self, aliases: Sequence[str]) -> str | None:
         """Name of the first column among ``aliases``, whatever its case."""
-        names = {name.strip().lower(): name for name in reversed(self.table.column_names)}
+        names = {bare_name(name): name for name in reversed(self.table.column_names)}
         return next((names[alias.lower()] for alias in aliases if alias.lower() in names), None)
 
     def texts(self, name: str) -> list[str | None]:
@@ -73,6 +74,11 @@ def _word(value: object) -> str | None:
         return None
     word = f"{value:g}" if isinstance(value, float) else str(value).strip()  # 1.0 for a filter number
     return None if word.lower() in MISSING_WORDS else word
+
+
+def bare_name(name: str) -> str:
+    """A column's name in lower case without a unit in brackets: ``Wavelength (A)`` is ``wavelength``."""
+    return _UNIT_IN_NAME.sub("", name).strip().lower()
 
 
 def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +158,8 @@ def read_columns(data: bytes, name: str, known: Callable[[str], bool]) -> RawTab
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"The file '{name}' is neither text nor Parquet nor FITS (byte {error.start} is {data[error.start]:#x})."
+            f"The file '{name}' is neither text nor Parquet nor FITS "
+            f"(byte {error.start} is {data[error.start]:#x})."
         ) from error
     if "\0" in text:
         raise UserError(f"The file '{name}' is neither text nor Parquet nor FITS.")

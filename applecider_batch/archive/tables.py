@@ -1,7 +1,7 @@
 """``ingest --photometry FILE`` and ``--spectra FILE``: files to rows of the contract.
 
-A file or a folder of files becomes one `TableBatch`. Every row of a light-curve table, and every spectrum, is either
-in ``table`` or explained in ``rejected``. How columns are named: `light_curve_tables`, `spectrum_files`.
+A file or a folder of files becomes one `TableBatch`. Every row of a light-curve table, and every spectrum, is
+either in ``table`` or explained in ``rejected``. Names of columns: `light_curve_tables`, `spectrum_files`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def open_table(
     kind : {"photometry", "spectra"}
         What the file holds.
     url : str or Path
-        A file or a folder, local or any fsspec URL. Photometry: Parquet, CSV, ECSV, ASCII, FITS table, ALeRCE's
-        ``.dat``. Spectra: Parquet with a list per spectrum, ASCII, CSV, ECSV, FITS table or 1-D image.
+        A file or a folder, local or any fsspec URL. Photometry: Parquet, CSV, ECSV, ASCII, FITS table,
+        ALeRCE's ``.dat``. Spectra: Parquet with a list per spectrum, text, ECSV, FITS table or 1-D image.
     storage_options : mapping, optional
         Given to fsspec.
 
     Returns
     -------
     TableBatch
-        ``table`` in schema ``photometry`` or ``spectra``, ``rejected`` in schema ``quarantine``. The source_id is
-        the digest of the file's bytes (of a folder: of its files' digests, whatever their names).
+        ``table`` in schema ``photometry`` or ``spectra``, ``rejected`` in schema ``quarantine``. The
+        source_id is the digest of the file's bytes (of a folder: of its files' digests, not names).
 
     Raises
     ------

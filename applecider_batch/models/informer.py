@@ -1,8 +1,8 @@
 """Informer, the paper's photometry baseline (Zhou et al. 2021, arXiv:2012.07436), deterministic at inference.
 
 ProbSparse attention draws keys at random, so a prediction could not be repeated. Full attention, which it
-approximates, is used unless a draw is handed in. Upstream never moves the head axis back before it flattens the
-heads and never masks padding in the attention; weights trained that way need ``upstream_form=True``.
+approximates, is used unless a draw is handed in. Upstream never moves the head axis back before it flattens
+the heads and never masks padding in the attention; weights trained that way need ``upstream_form=True``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_POSITIONS = 5000
 
 @dataclass(frozen=True)
 class InformerConfig:
-    """Hyper-parameters of the Informer; ``upstream_form`` keeps upstream's head mix-up and unmasked padding."""
+    """Hyper-parameters; ``upstream_form`` keeps upstream's mix-up of heads and its unmasked padding."""
 
     d_model: int = 128
     n_heads: int = 4

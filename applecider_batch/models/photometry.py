@@ -160,7 +160,7 @@ class EventEncoder(nn.Module):
         )  # a NaN in the padding would pass a masked softmax as 0 * NaN
         h = self.in_proj(x) + self.time2vec(x[..., 0])  # (B, L, D)
         h = torch.cat([self.cls_tok.expand(len(h), -1, -1), h], dim=1)  # (B, 1 + L, D)
-        # The one place where the mask meets attention: True = real is also what takes part there; [CLS] always does.
+        # The one place where the mask meets attention: there too True = takes part; [CLS] always does.
         z: Tensor = self.encoder(h, F.pad(mask, (1, 0), value=True))
         return z
 
@@ -182,7 +182,7 @@ class PhotometryTransformer(EventEncoder):
         return latent
 
     def forward_with_latent(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and latent (B, d_model) of events ``x`` (B, L, 7) with ``mask`` (B, L), True = real."""
+        """Logits (B, C) and latent (B, d_model) of events ``x`` (B, L, 7), ``mask`` (B, L) True = real."""
         latent = self.embed(x, mask)
         classify = self.head if self.config.classifier == "head" else self.fc
         return classify(latent), latent
@@ -205,7 +205,7 @@ class MaskedEventTransformer(EventEncoder):
         self.head_dt = nn.Linear(cfg.d_model, 1)
 
     def heads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flux (B, L, 1), band logits (B, L, 3) and dt (B, L, 1) from encoder output ``z`` (B, 1 + L, d_model)."""
+        """Flux (B, L, 1), band logits (B, L, 3) and dt (B, L, 1) from encoder output (B, 1 + L, d_model)."""
         events = z[:, 1:]
         return self.head_flux(events), self.head_band(events), self.head_dt(events)
 
@@ -222,7 +222,7 @@ class MaskedEventTransformer(EventEncoder):
         Returns
         -------
         tuple of Tensor
-            Flux (B, L, 1), band logits (B, L, 3), dt to the next event (B, L, 1); padded rows have no meaning.
+            Flux (B, L, 1), band logits (B, L, 3), dt to the next event (B, L, 1); padded rows mean nothing.
         """
         return self.heads(self.encode(x, mask))
 

@@ -1,8 +1,8 @@
 """SpectraNet: multi-scale convolutions over a spectrum, in the forms of the paper and of upstream.
 
-``main`` and ``archive`` (skyportal/applecider at ec1f931) are one architecture under two sets of names, with a
-classifier or a redshift regressor; ``tripool`` is the form of the archived fusion notebook; ``paper`` is what
-section 5.1 of arXiv:2507.16088 describes, which none of upstream's files is.
+``main`` and ``archive`` (skyportal/applecider at ec1f931) are one architecture under two sets of names, with
+a classifier or a redshift regressor; ``tripool`` is the form of the archived fusion notebook; ``paper`` is
+what section 5.1 of arXiv:2507.16088 describes, which none of upstream's files is.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _WIDTHS = {
 class SpectraNetConfig:
     """Shape of a SpectraNet.
 
-    ``widths`` are the channels of each of a stage's three convolutions (empty: the form's own). ``n_points`` is
-    used by the forms that flatten (``tripool``, ``paper``); the other two take any length from 256 on.
+    ``widths`` are the channels of each of a stage's three convolutions (empty: the form's own). ``n_points``
+    is used by the forms that flatten (``tripool``, ``paper``); the other two take any length from 256 on.
     ``redshift`` puts a regressor in the classifier's place (``main``: as it comes, ``archive``: softplus).
     """
 
@@ -91,7 +91,7 @@ def check_spectra(x: Tensor, at_least: int, at_most: int | None = None) -> None:
         raise ValueError(f"spectra must be (B, 1, N) with N {allowed}; got {tuple(x.shape)}")
 
 
-# --- main and archive -------------------------------------------------------------------------------------------
+# --- main and archive ---------------------------------------------------------------------------------------
 
 
 class MaxPoolBlock(nn.Module):
@@ -163,7 +163,7 @@ class MaxPoolSpectraNet(nn.Module):
         return self.forward_with_latent(x)[0]
 
 
-# --- tri-pool of the archived notebook ------------------------------------------------------------------------------
+# --- tri-pool of the archived notebook ----------------------------------------------------------------------
 
 
 class TriPoolBlock(nn.Module):
@@ -234,7 +234,7 @@ class TriPoolSpectraNet(nn.Module):
         return self.forward_with_latent(x)[0]
 
 
-# --- the paper's ----------------------------------------------------------------------------------------------------
+# --- the paper's --------------------------------------------------------------------------------------------
 
 
 class ChannelGate(nn.Module):
@@ -254,9 +254,9 @@ class ChannelGate(nn.Module):
 class SpectraBlock(nn.Module):
     """SpectraBlock of section 5.1.
 
-    Three parallel convolutions, concatenated; LayerNorm over the channels of each position, then BatchNorm, GELU;
-    TriPool; channel gate; projection; plus a skip, the input averaged over the same 4 positions and projected.
-    The last block keeps its 16 positions, so it has no pooling, and gives all 3 x 512 = 1536 channels.
+    Three parallel convolutions, concatenated; LayerNorm over the channels of each position, then BatchNorm,
+    GELU; TriPool; channel gate; projection; plus a skip, the input averaged over the same 4 positions and
+    projected. The last block keeps its 16 positions, so it has no pooling, and gives 3 x 512 = 1536 channels.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class SpectraBlock(nn.Module):
 
 
 class PaperSpectraNet(nn.Module):
-    """SpectraNet of the paper: (1, 4096), (32, 1024), (64, 256), (128, 64), (256, 16), (1536, 16), then the head."""
+    """SpectraNet of the paper: (1, 4096), (32, 1024), (64, 256), (128, 64), (256, 16), (1536, 16), head."""
 
     def __init__(self, cfg: SpectraNetConfig) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ def _reduce(per_sample: Tensor, reduction: str) -> Tensor:
 
 
 def _complement(log_p: Tensor) -> Tensor:
-    # 1 - p; kept above 0 because the slope of u^gamma at 0 is infinite for gamma < 1 and would make NaN gradients.
+    # 1 - p; kept above 0: the slope of u^gamma at 0 is infinite for gamma < 1 and would make NaN gradients.
     return (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
 
 

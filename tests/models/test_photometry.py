@@ -128,7 +128,7 @@ def test_pretraining_heads_golden(shared_golden: Path, mpt: dict[str, np.ndarray
 
 
 def test_pretraining_loss_parts_golden(mpt: dict[str, np.ndarray]) -> None:
-    """With upstream's own targets (read after masking: all 0) the parts are upstream's; the total is a sum."""
+    """With upstream's own targets (read after masking: 0) the parts are upstream's; the total is a sum."""
     network = seed_weights(build_pretraining())
     x = torch.from_numpy(mpt["loss_x"]).clone()
     hidden, mask = torch.from_numpy(mpt["loss_masked"]), torch.from_numpy(~mpt["loss_pad_mask"])
@@ -221,7 +221,7 @@ def test_contradictory_config_is_refused() -> None:
         build(classifier="both")
 
 
-# --- mistakes that the golden vectors must catch (README, section 2) -------------------------------------------------
+# --- mistakes that the golden vectors must catch (README, section 2) ----------------------------------------
 
 Mutation = Callable[[PhotometryTransformer, pytest.MonkeyPatch], None]
 

@@ -100,7 +100,7 @@ def test_batch_size_and_order_change_nothing(golden: dict[str, np.ndarray]) -> N
     assert excess(network(x[2:3]), together[2:3].numpy(), 2e-5) <= 1
 
 
-# --- the paper's form ------------------------------------------------------------------------------------------------
+# --- the paper's form ---------------------------------------------------------------------------------------
 
 
 def test_paper_shapes() -> None:
@@ -163,7 +163,7 @@ def test_bad_configs_and_shapes_are_refused() -> None:
         build_paper(n_points=100)
     with pytest.raises(ValueError, match="at least 256"):
         build(widths=(8, 8, 8, 8, 8))(torch.zeros(1, 1, 255))
-    with pytest.raises(ValueError, match="N 256..256"):
+    with pytest.raises(ValueError, match=r"N 256\.\.256"):
         small_paper()(torch.zeros(1, 1, 300))
 
 
@@ -173,7 +173,7 @@ def test_lists_of_a_card_are_taken() -> None:
     assert hash(network.config)
 
 
-# --- mistakes that the golden vectors must catch (README, section 2) -------------------------------------------------
+# --- mistakes that the golden vectors must catch (README, section 2) ----------------------------------------
 
 
 def _eps(network: nn.Module, _patch: pytest.MonkeyPatch) -> None:
