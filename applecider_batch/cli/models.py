@@ -12,7 +12,7 @@ from applecider_batch.cli.output import Format, FormatOption, answer, say
 from applecider_batch.errors import EXIT_REFUSED
 
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make and look after model sets.")
-SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="The model set's folder.")]
+SetArgument = Annotated[str, typer.Argument(metavar="SET", help="The model set's folder or URL.")]
 
 
 class ProfileName(StrEnum):
@@ -53,7 +53,7 @@ def init(
 @models_app.command("list")
 def list_models(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Also look for model sets in this folder.")
+        str | None, typer.Argument(metavar="[FOLDER]", help="Also look for model sets in this folder.")
     ] = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -96,22 +96,28 @@ def verify(folder: SetArgument, format: FormatOption = Format.human) -> None:
 
 @models_app.command("import")
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth or .safetensors checkpoint.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .pt, .pth or .safetensors checkpoint.")],
     profile: Annotated[ProfileName, typer.Option("--profile", help="Profile the checkpoint belongs to.")],
     into: Annotated[
-        Path, typer.Option("--into", metavar="SET", help="Model set to add it to; made if absent.")
+        str, typer.Option("--into", metavar="SET", help="Model set to add it to; made if absent.")
     ],
     card: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--card",
             metavar="FILE",
             help="TOML or JSON with class_order and feature statistics; never guessed.",
         ),
-    ],
+    ] = None,
     network: Annotated[
         str | None, typer.Option("--network", help="Network name where the keys fit several ('models list').")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name in the set; the network's name if not given.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the set's network of that name.")
+    ] = False,
     format: FormatOption = Format.human,
 ) -> None:
     """Bring an upstream checkpoint in: strict keys and shapes, named remaps, no pickled code.
@@ -121,7 +127,7 @@ def import_checkpoint(
     from applecider_batch.models.importing import import_checkpoint as run
 
     answer(
-        run(file, profile.value, into, network=network, card=card),
+        run(file, profile.value, into, network=network, card=card, name=name, replace=replace),
         format,
         next_command=f"applecider-batch models verify {into}",
     )

@@ -236,7 +236,7 @@ def _put(
     if not replace and any(item["name"] == card.name for item in manifest["network"]):
         raise UserError(
             f"The model set '{store.url}' has a network '{card.name}' already.",
-            hint="Give another --name, or say that it may be replaced.",
+            hint="Give another --name, or --replace it.",
         )
     same = manifest["profile"] == profile
     if default and not same:

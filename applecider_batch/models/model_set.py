@@ -153,7 +153,18 @@ class ModelSet:
             "calibrated": bool(self.calibration.get("calibrated", False)),
             "calibration_id": self.calibration_id,
             "anomaly_ref_id": self.anomaly_ref_id,
-            "networks": [{"default": e.default} | e.card.as_json() for e in self.entries],
+            "networks": [
+                {
+                    "name": e.name,
+                    "modality": e.modality,
+                    "network": e.card.network,
+                    "profile": e.profile,
+                    "default": e.default,
+                    "trained": e.card.trained,
+                }
+                for e in self.entries
+            ],
+            "cards": {e.name: e.card.as_json() for e in self.entries},
         }
 
     @classmethod

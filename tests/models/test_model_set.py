@@ -84,7 +84,7 @@ def test_what_a_set_says_of_itself(original: Path) -> None:
     summary = loaded.summary()
     assert json.loads(json.dumps(summary)) == summary
     assert [n["trained"] for n in summary["networks"]] == [False] * 4
-    assert "random" in summary["networks"][0]["training_data"]
+    assert "random" in summary["cards"]["astrominn"]["training_data"]
     with pytest.raises(UserError, match="it has astrominn, cls_transformer, informer, spectranet"):
         loaded.entry("resnet")
 
