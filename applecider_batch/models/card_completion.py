@@ -1,4 +1,20 @@
-"""From what a user says about a checkpoint to a full card, or a refusal that names all that is missing."""
+"""From what a user says about a checkpoint to a full card, or a refusal that names all that is missing.
+
+A card to import AstroMiNN with, in TOML (``schemas/model_card.json`` lists all fields)::
+
+    class_order = ["SN I", "SN II", "CV", "AGN", "TDE"]   # of the outputs, in order
+    training_data = "ZTF BTS, 18,245 objects"             # optional, as are metrics, notes, trained
+    feature_names = ["sgscore1", "sgscore2", …]           # only where the columns stood in another order
+
+    [normalisation.metadata]                              # or metadata = "none" under [normalisation]
+    mean = [0.5, …]
+    std = [0.4, …]
+
+    [config]                                              # only what differs from the profile's network
+    towers_outdims = 4
+
+A photometry network needs ``[normalisation.photometry]`` with four numbers each; a spectra network none.
+"""
 
 from __future__ import annotations
 
