@@ -46,6 +46,25 @@ def demo(
         say("  applecider-batch catalog build RUN --out CATALOG")
 
 
+def _claim(folder: Path, parameters: dict[str, int]) -> None:
+    """Take the folder for a demo of these parameters; an interrupted one goes on, another is refused."""
+    from applecider_batch.errors import UserError
+    from applecider_batch.storage import Store
+
+    store = Store(folder)
+    if not store.exists("demo.json"):
+        if store.ls():
+            raise UserError(
+                f"'{folder}' holds something else than a demo.", hint="Name a new or empty folder."
+            )
+        store.write_json_atomic("demo.json", parameters)
+    elif store.read_json("demo.json") != parameters:
+        raise UserError(
+            f"'{folder}' holds a demo with {store.read_json('demo.json')}, and asked for is {parameters}.",
+            hint="Name another folder, or remove this one.",
+        )
+
+
 def run_demo(
     folder: Path, *, objects: int, nights: int, seed: int, executor: str, progress: bool
 ) -> dict[str, Any]:
@@ -60,6 +79,7 @@ def run_demo(
     from applecider_batch.simulate import simulate
 
     start = time.monotonic()
+    _claim(folder, {"objects": objects, "nights": nights, "seed": seed})
     places = {name: folder / name for name in ("survey", "archive", "models", "run", "catalog")}
     with Progress("simulate", objects, unit="objects", enabled=progress) as bar:
         survey = simulate(
@@ -72,7 +92,8 @@ def run_demo(
             spectra=[str(places["survey"] / "spectra.parquet")],
             progress=bar,
         )
-    init_model_set(places["models"], profile="paper", seed=seed)
+    if not (places["models"] / "model_set.toml").exists():
+        init_model_set(places["models"], profile="paper", seed=seed)
     classified = api.classify(
         str(places["archive"]),
         str(places["models"]),
