@@ -118,6 +118,9 @@ def classify(
         Ray cluster; by default a local one is started for the run.
     workers : int, optional
         Shard workers (Ray); by default one per two CPUs.
+    snapshot : int, optional
+        Snapshot of the archive; by default the newest.  A run is refused when it was made with
+        other contents; a compacted archive has the same contents.
     limit_shards : int, optional
         Only the plan's first so many shards; not part of the run's identity.
     pools : mapping, optional
@@ -157,9 +160,7 @@ def classify(
     if limit_shards is not None and limit_shards < 1:
         raise UsageError(f"--limit-shards must be at least 1, given was {limit_shards}.")
     run = RunFolder(Store(run_url, storage_options))
-    archive, model_set = open_inputs(
-        archive_url, models, snapshot if snapshot is not None else run.pinned_snapshot(), storage_options
-    )
+    archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     made = make_plan(
         archive,
         model_set,

@@ -206,7 +206,7 @@ def open_inputs(
     from applecider_batch.archive.read import Archive
     from applecider_batch.models.model_set import ModelSet
 
-    model_set = ModelSet.load(models, check_weights=False)
+    model_set = ModelSet.load(models, storage_options=storage_options, check_weights=False)
     return Archive.open(archive_url, storage_options, snapshot), model_set
 
 

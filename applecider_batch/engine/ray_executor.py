@@ -46,7 +46,7 @@ class ModelActor:
 
             identity = self._spec.plan.identity
             self._predictor = Predictor(
-                self._spec.rooms.load_models(self._spec.plan.models).defaults[self._modality],
+                self._spec.load_models().defaults[self._modality],
                 device=identity["device_type"],
                 dtype=identity["dtype"],
                 threads=identity["threads"],
@@ -187,7 +187,7 @@ class RayExecutor:
             self._settle(1.0)
 
     def _modalities(self) -> list[str]:
-        defaults = self._spec.rooms.load_models(self._spec.plan.models).defaults
+        defaults = self._spec.load_models().defaults
         return [name for name in MODALITIES if name in defaults]
 
     def _connect(self, modalities: list[str], device: str, threads: int) -> None:

@@ -88,7 +88,8 @@ class RunFolder:
             raise UserError(
                 f"The run '{self.store.url}' was made with another plan and cannot be resumed with this one; "
                 f"what differs: {'; '.join(said)}.",
-                hint="Repeat the first options to resume it, or give a new --run.",
+                hint=f"Repeat the first options to resume it (its snapshot is {old.snapshot_id}), "
+                "or give a new --run.",
             )
         return old
 
@@ -172,13 +173,6 @@ class RunFolder:
         for name in removed:
             self.store.delete(f"data/{name}")
         return removed
-
-    # ---- sessions, metrics, log
-
-    def pinned_snapshot(self) -> int | None:
-        """Snapshot that an existing run reads, None for a new run."""
-        plan = self.plan()
-        return None if plan is None else plan.snapshot_id
 
 
 def _is_record(name: str) -> bool:

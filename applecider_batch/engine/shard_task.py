@@ -37,7 +37,7 @@ class Rooms:
     Attributes
     ----------
     open_archive : callable, (url, storage_options, snapshot) -> Archive
-    load_models : callable, (models) -> ModelSet
+    load_models : callable, (models, storage_options) -> ModelSet
     prepare : callable, (shard data, horizons, profile name, jd_max, modalities) -> Prepared
     cutouts : callable, (stamps table, profile name) -> float32 (n, C, S, S)
     cutout_shape : callable, (profile name) -> (C, S, S)
@@ -81,10 +81,10 @@ def _open_archive(url: str, storage_options: Mapping[str, Any] | None, snapshot:
     return Archive.open(url, storage_options, snapshot)
 
 
-def _load_models(models: str) -> Any:
+def _load_models(models: str, storage_options: Mapping[str, Any] | None) -> Any:
     from applecider_batch.models.model_set import ModelSet
 
-    return ModelSet.load(models, check_weights=False)
+    return ModelSet.load(models, storage_options=storage_options, check_weights=False)
 
 
 def real_rooms() -> Rooms:
@@ -102,6 +102,10 @@ class TaskSpec:
     run: Store
     storage_options: dict[str, Any] = field(default_factory=dict)
     rooms: Rooms = field(default_factory=real_rooms)
+
+    def load_models(self) -> Any:
+        """The run's model set."""
+        return self.rooms.load_models(self.plan.models, self.storage_options or None)
 
     def without_shards(self) -> TaskSpec:
         """The same without the list of shards, which may be long and comes shard by shard."""
@@ -129,7 +133,7 @@ class ShardTask:
         self._archive = spec.rooms.open_archive(
             spec.plan.archive_url, spec.storage_options or None, spec.plan.snapshot_id
         )
-        self.model_set = spec.rooms.load_models(spec.plan.models)
+        self.model_set = spec.load_models()
         for what, found, planned in (
             ("archive", self._archive.snapshot.logical_digest, identity["snapshot"]),
             ("model set", self.model_set.digest, identity["models"]),

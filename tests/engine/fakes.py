@@ -182,7 +182,7 @@ class FakeEntry:
         return build(self.modality)
 
 
-def load_models(models: str) -> Any:
+def load_models(models: str, storage_options: Any = None) -> Any:
     """``tiny`` has photometry and image networks, ``broken`` cannot be loaded."""
     if models == "broken":
         raise RuntimeError("no such file on this node")

@@ -1,0 +1,157 @@
+"""Jobs through Ray's job API, and the cluster file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from applecider_batch.engine import api
+from applecider_batch.engine.submit import VERBS, last_document, submit
+from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.schema import jobs_folder
+from tests.engine.conftest import Inputs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Head(NamedTuple):
+    """A head of our own and where it listens."""
+
+    jobs: str
+    gcs: str
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """``ray start --head`` that demands a token, on free ports, ended by its own process id."""
+    gcs, dashboard = free_port(), free_port()
+    folder = Path(f"/tmp/acb-test-{os.getpid()}")
+    folder.mkdir()
+    token = tmp_path_factory.mktemp("auth") / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={gcs}"),
+        *("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={dashboard}"),
+        *(f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats"),
+        *("--ray-client-server-port=0", "--node-ip-address=127.0.0.1"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = folder / "head.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while "Ray runtime started" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}")
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_classify_as_a_job(
+    head: Head, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--archive", inputs.archive, "--models", inputs.models, "--run", str(tmp_path / "run")]
+    arguments += ["--horizons", "10,full", "--objects-per-shard", "12", "--workers", "1", "--device", "cpu"]
+    answer = submit("classify", arguments, head.jobs, follow=True)
+    said = capsys.readouterr()
+    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said.err
+    assert said.out == "", "the log goes to stderr"
+    assert answer["result"]["state"] == "complete"
+    assert answer["result"]["run_id"] == api.status(str(tmp_path / "run"))["run_id"]
+    # The same again is another job (the first has ended), and the run is already done.
+    again = submit("classify", arguments, head.jobs, follow=True)
+    assert again["submission_id"] == f"{answer['submission_id']}-2"
+    assert again["result"]["objects"] == answer["result"]["objects"]
+    # Another selection into the same run is refused, and the job tells so.
+    refused = submit("classify", [*arguments, "--horizons", "3"], head.jobs, follow=True)
+    assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
+    assert "what differs: the horizons" in capsys.readouterr().err
+
+
+def test_an_unknown_verb_is_refused() -> None:
+    with pytest.raises(UsageError, match="allowed are ingest, compact, classify"):
+        submit("demo", [], "http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "127.0.0.1:{port}"])
+def test_an_unreachable_job_server_is_said(address: str) -> None:
+    with pytest.raises(ClusterError, match="job server at") as caught:
+        submit("classify", [], address.format(port=free_port()))
+    assert caught.value.exit_code == 5
+
+
+def test_every_verb_has_its_entry_point() -> None:
+    assert {path.stem.replace("_", "-") for path in jobs_folder().glob("*.py")} == set(VERBS)
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        ('talk\n{\n "a": 1\n}\n', {"a": 1}),
+        ('{"old": 1}\ntalk\n{\n "a": {\n  "b": 2\n }\n}\n', {"a": {"b": 2}}),
+        ("only talk\n", None),
+        ("{broken\n", None),
+    ],
+)
+def test_the_answer_is_found_in_the_log(log: str, found: Any) -> None:
+    assert last_document(log) == found
+
+
+def cluster() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    return config
+
+
+def test_the_cluster_file_is_valid_for_ray() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cluster()))
+    broken = cluster()
+    broken["idle_timeout"] = 5
+    with pytest.raises(Exception, match="idle_timeout"):
+        validate_config(prepare_config(broken))
+
+
+def test_the_cluster_grows_and_shrinks_and_its_head_takes_no_work() -> None:
+    config = cluster()
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"] == {"CPU": 0, "GPU": 0}
+    workers = {name: kind for name, kind in types.items() if name != config["head_node_type"]}
+    assert all(kind["min_workers"] == 0 < kind["max_workers"] for kind in workers.values())
+    spot = {name for name, kind in workers.items() if "InstanceMarketOptions" in kind["node_config"]}
+    gpu = {name for name, kind in workers.items() if kind["resources"]["GPU"]}
+    assert gpu & spot
+    assert gpu - spot
+    assert spot - gpu
+    assert config["idle_timeout_minutes"] > 0
+    assert config["docker"]["image"]
+    assert not any(
+        "pip install" in command for key in config if key.endswith("commands") for command in config[key]
+    )
