@@ -69,9 +69,10 @@ class Written:
 class IngestAssembler:
     """Turns the spilled rows of an ingest into the final tables of a hash range."""
 
-    def __init__(self, spill: Spill, resolution: Resolution | None) -> None:
+    def __init__(self, spill: Spill, resolution: Resolution | None, spectra: pa.Table | None = None) -> None:
         self._spill = spill
         self._resolution = resolution
+        self._spectra = spectra if spectra is not None else load_table("spectra").empty()
         self.written = Written()
 
     def range(self, lo: int, hi: int) -> dict[str, pa.Table]:
@@ -87,6 +88,9 @@ class IngestAssembler:
             out["spectra"] = distinct_rows(
                 sort_rows("spectra", self._spill.read("spectra", lo, hi)), "spec_id"
             )
+        elif self._spectra.num_rows:
+            mine = self._spectra.filter(_inside(self._spectra, lo, hi))
+            out["spectra"] = distinct_rows(sort_rows("spectra", mine), "spec_id")
         if "quarantine" in self._spill.names:
             rows = self._spill.read("quarantine", lo, hi).drop_columns(["hash64"])
             out["quarantine"] = sort_rows("quarantine", load_table("quarantine").conform(rows))
@@ -109,10 +113,11 @@ class IngestAssembler:
         first = kept.filter(kept.column("_new")).column("source_id").to_pylist()
         self.written.stored_by_source.update(first)
         replaced = resolution.superseded
-        hashes = replaced.column("hash64").to_numpy()
-        inside = (hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1))
         losers = pa.concat_tables(
-            [rows.filter(pa.array(lost)).select(schema.names).cast(schema), replaced.filter(pa.array(inside))]
+            [
+                rows.filter(pa.array(lost)).select(schema.names).cast(schema),
+                replaced.filter(_inside(replaced, lo, hi)),
+            ]
         )
         fresh = np.unique(rows.column("hash64").to_numpy()[store | lost])
         return kept.drop_columns(["_new"]), distinct_packets(losers, "duplicates"), fresh
@@ -130,6 +135,12 @@ class IngestAssembler:
             # Points of objects without any packet that is new are all in the archive already.
             rows = rows.filter(pa.array(np.isin(rows.column("hash64").to_numpy(), fresh)))
         return stitch(rows)
+
+
+def _inside(table: pa.Table, lo: int, hi: int) -> pa.Array:
+    """Mask of the rows with hash64 in [lo, hi)."""
+    hashes = table.column("hash64").to_numpy()
+    return pa.array((hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1)))
 
 
 def distinct_packets(table: pa.Table, name: str) -> pa.Table:

@@ -61,7 +61,8 @@ def ingest(
     -------
     dict
         ``packets_in`` = ``stored`` + ``duplicates`` + ``quarantined``, the counts of photometry and spectra,
-        ``rejected`` (rows and files of tables that were set aside),
+        ``rejected`` (rows and files of tables that were set aside), ``spectra_rematched`` (spectra that came
+        before the alerts of their object),
         ``sources`` read, ``already`` (sources that were in the archive), ``snapshot``, ``logical_digest`` and
         ``changed`` (whether a snapshot was written).
 
@@ -78,6 +79,7 @@ def ingest(
     present = set(load_snapshot(store).source_ids)
     read: list[dict[str, Any]] = []
     already: list[str] = []
+    rematched = 0
 
     def is_new(source: PacketSource | TableBatch) -> bool:
         if source.source_id in present:
@@ -97,6 +99,7 @@ def ingest(
                 if is_new(source):
                     stage.take(source)
             read.extend(record.to_json() for record in stage.commit())
+            rematched += stage.rematched
     for item in photometry:
         take_table(_open_table("photometry", item, storage_options))
     for item in spectra:
@@ -110,6 +113,7 @@ def ingest(
     return {
         **totals,
         "rejected": totals["photometry_rejected"] + totals["spectra_rejected"],
+        "spectra_rematched": rematched,
         "sources": read,
         "already": already,
         "changed": bool(read),

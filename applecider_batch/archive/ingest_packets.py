@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from applecider_batch.archive.lookup import lookup_candids
+from applecider_batch.archive.matching import UnmatchedSpectra
 from applecider_batch.archive.resolve import PacketKeys, Resolution, pair_digest, resolve
-from applecider_batch.archive.snapshot import Snapshot, SourceRecord
+from applecider_batch.archive.snapshot import Snapshot, SourceRecord, load_snapshot
 from applecider_batch.archive.spill import Spill
 from applecider_batch.archive.stage import (
     PartBuilder,
@@ -56,6 +57,8 @@ class PacketStage:
         self._names: dict[str, str] = {}
         self._counts: dict[str, Counter[str]] = {}
         self._jd_max: float | None = None
+        self._spectra = UnmatchedSpectra(settings.store, load_snapshot(settings.store))
+        self.rematched = 0
 
     def __enter__(self) -> PacketStage:
         return self
@@ -79,6 +82,7 @@ class PacketStage:
             counts["packets_in"] += batch.packets_in
             counts["quarantined"] += batch.quarantine.num_rows
             self._keys.add(alerts)
+            self._spectra.offer(alerts)
             if alerts.num_rows:
                 latest = float(pc.max(alerts.column("jd")).as_py())
                 self._jd_max = latest if self._jd_max is None else max(latest, self._jd_max)
@@ -99,7 +103,9 @@ class PacketStage:
 
         def make(parent: Snapshot) -> Snapshot:
             resolution = resolve(self._keys, *lookup_candids(store, parent, candids))
-            builder.build(resolution, digest128(resolution.known.tobytes()))
+            spectra = self._spectra.matched(store, parent)
+            self.rematched = spectra.num_rows
+            builder.build(resolution, digest128(resolution.known.tobytes()), spectra)
             records[:] = self._account(resolution, builder)
             digest = MultisetDigest(parent.packets_digest.total, parent.packets_digest.count)
             digest.merge(pair_digest(resolution.accepted))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.objects import ObjectPositions, object_positions
+from applecider_batch.archive.parts import PartReader
 from applecider_batch.archive.snapshot import Snapshot
 from applecider_batch.digest import hash64
 from applecider_batch.schema import load_table
@@ -46,12 +49,25 @@ def match_spectra(store: Store, snapshot: Snapshot, spectra: pa.Table) -> pa.Tab
             matched.append("position")
         else:
             matched.append(None)
-    ids = pa.array(names, pa.string())
+    return _owned(spectra, pa.array(names, pa.string()), pa.array(matched, pa.string()))
+
+
+def _groups(store: Store, snapshot: Snapshot) -> Iterator[tuple[PartReader, int]]:
+    """All row groups of spectra."""
+    for record in snapshot.parts:
+        part = PartReader(store, record)
+        index = part.index("spectra") if record.rows("spectra") else None
+        for group in range(len(index.rows)) if index is not None else ():
+            yield part, group
+
+
+def _owned(spectra: pa.Table, ids: pa.Array, matched_by: pa.Array) -> pa.Table:
+    """Spectra under the names of their objects."""
     columns = {name: spectra.column(name) for name in spectra.column_names}
     columns |= {
         "objectId": ids,
         "hash64": pa.array(hash64(ids)),
-        "matched_by": pa.array(matched, pa.string()),
+        "matched_by": matched_by,
     }
     return load_table("spectra").conform(pa.table(columns))
 
@@ -67,17 +83,59 @@ def unmatched_points(store: Store, snapshot: Snapshot, photometry: pa.Table) -> 
     return len(ids) - int(matched)
 
 
+class UnmatchedSpectra:
+    """The archive's spectra that matched no object: those with a position may belong to new alerts.
+
+    A spectrum that is matched later gets a second row under its object's name, in the part of the packets
+    that brought the object.
+    """
+
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+        names = ["spec_id", "ra", "dec", "matched_by"]
+        groups = [part.read_groups("spectra", [group], names) for part, group in _groups(store, snapshot)]
+        table = pa.concat_tables([load_table("spectra").empty().select(names), *groups])
+        matched = pc.is_valid(table.column("matched_by"))
+        done = table.filter(matched).column("spec_id")
+        again = pc.is_in(table.column("spec_id"), value_set=done.combine_chunks())
+        open_rows = table.filter(pc.invert(pc.or_(matched, again)))
+        self._spec_id = open_rows.column("spec_id").to_pylist()
+        self._ra, self._dec = (open_rows.column(axis).to_numpy() for axis in ("ra", "dec"))
+        self._best: dict[int, tuple[float, str]] = {}
+
+    def offer(self, alerts: pa.Table) -> None:
+        """Look at new alerts (schema ``alerts``)."""
+        if not self._spec_id or not alerts.num_rows:
+            return
+        ra, dec = (alerts.column(axis).to_numpy() for axis in ("ra", "dec"))
+        objects = ObjectPositions(alerts.column("objectId").combine_chunks(), ra, dec)
+        for row, candidate in _nearest(self._ra, self._dec, objects).items():
+            self._best[row] = min(candidate, self._best.get(row, candidate))
+
+    def matched(self, store: Store, snapshot: Snapshot) -> pa.Table:
+        """Rows (schema ``spectra``) of what found its object, each once."""
+        owner = {self._spec_id[row]: name for row, (_, name) in self._best.items()}
+        wanted = pa.array(sorted(owner), pa.string())
+        tables = [load_table("spectra").empty()]
+        if owner:
+            for part, group in _groups(store, snapshot):
+                keys = part.read_groups("spectra", [group], ["spec_id"])
+                mask = pc.is_in(keys.column("spec_id"), value_set=wanted)
+                if pc.any(mask).as_py():
+                    tables.append(part.read_groups("spectra", [group]).filter(mask))
+        table = pa.concat_tables(tables)
+        names = pa.array([owner[spec_id] for spec_id in table.column("spec_id").to_pylist()], pa.string())
+        return _owned(table, names, pa.array(["position"] * len(names), pa.string()))
+
+
 def _nearest(ra: np.ndarray, dec: np.ndarray, objects: ObjectPositions) -> dict[int, tuple[float, str]]:
     """Separation (arcsec) and name of the nearest object within the radius, by row of the positions given."""
     order = np.argsort(objects.dec, kind="stable")
     sorted_dec = objects.dec[order]
     radius = MATCH_ARCSEC / 3600
+    starts, stops = np.searchsorted(sorted_dec, dec - radius), np.searchsorted(sorted_dec, dec + radius)
     out: dict[int, tuple[float, str]] = {}
-    for row in np.flatnonzero(np.isfinite(ra) & np.isfinite(dec)).tolist():
-        start, stop = np.searchsorted(sorted_dec, [dec[row] - radius, dec[row] + radius])
-        near = order[start:stop]
-        if not len(near):
-            continue
+    for row in np.flatnonzero((stops > starts) & np.isfinite(ra) & np.isfinite(dec)).tolist():
+        near = order[starts[row] : stops[row]]
         apart = separation_arcsec(ra[row], dec[row], objects.ra[near], objects.dec[near])
         inside = np.flatnonzero(apart <= MATCH_ARCSEC)
         if len(inside):

@@ -110,7 +110,7 @@ class Archive:
         return pairs_of(self.read_duplicates(lo, hi, ["candid", "packet_digest"]))
 
     def read_duplicates(self, lo: int, hi: int, columns: Iterable[str] | None = None) -> pa.Table:
-        """The record of the packets of a hash range that lost to another of the same candid, once per content."""
+        """The record of the packets of a hash range that lost to another, once per content."""
         schema = load_table("duplicates").arrow
         wanted = list(columns) if columns is not None else schema.names
         pieces = self._pieces("duplicates", lo, hi, wanted)

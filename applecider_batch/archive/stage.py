@@ -21,7 +21,7 @@ from applecider_batch.archive.snapshot import (
     load_snapshot,
 )
 from applecider_batch.archive.spill import Spill
-from applecider_batch.digest import MultisetDigest, hash64, json_digest
+from applecider_batch.digest import MultisetDigest, hash64, json_digest, table_digest
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
@@ -79,14 +79,18 @@ class PartBuilder:
         self.parts: tuple[PartRecord, ...] = ()
         self.written = Written()
 
-    def build(self, resolution: Resolution | None, salt: str) -> None:
-        """Make ``parts`` and ``written`` those of this resolution; ``salt`` identifies it."""
+    def build(self, resolution: Resolution | None, salt: str, spectra: pa.Table | None = None) -> None:
+        """Make ``parts`` and ``written`` those of this resolution, which ``salt`` identifies.
+
+        ``spectra`` are rows that go with it; they are few and not spilled.
+        """
         ranges = self._spill.ranges(range_bytes(self._settings.memory_bytes, self._settings.part_bytes))
         cuts = [f"{lo:x}" for lo, _ in ranges]
-        run = json_digest(["ingest", 1, self._sources, salt, cuts, self._settings.part_bytes])
+        extra = table_digest(spectra, ["objectId", "spec_id"]) if spectra is not None and len(spectra) else ""
+        run = json_digest(["ingest", 1, self._sources, salt, extra, cuts, self._settings.part_bytes])
         if run == self._run:
             return
-        assembler = IngestAssembler(self._spill, resolution)
+        assembler = IngestAssembler(self._spill, resolution, spectra)
         tables = (assembler.range(lo, hi) for lo, hi in ranges)
         self.parts = write_parts(self._settings.store, run, tables, self._settings.part_bytes)
         self.written = assembler.written

@@ -62,7 +62,8 @@ def test_compaction_keeps_the_content_and_the_digest(tmp_path: Path) -> None:
     aside = Archive.open(str(tmp_path)).quarantine()
     result = compact(str(tmp_path))
     after = load_snapshot(Store(tmp_path))
-    assert result["changed"] and (result["parts_before"], result["parts_after"]) == (5, 1)
+    assert result["changed"]
+    assert (result["parts_before"], result["parts_after"]) == (5, 1)
     assert result["snapshot"] == after.id == snapshot.id + 1
     assert result["logical_digest"] == after.logical_digest == snapshot.logical_digest
     assert (after.counts, after.sources, after.jd_max) == (snapshot.counts, snapshot.sources, snapshot.jd_max)
@@ -120,7 +121,8 @@ def test_an_ingest_during_a_compaction_is_kept(tmp_path: Path, monkeypatch: Any)
     compact(str(tmp_path))
     build(tmp_path / "b")
     ingest([Source("late", late)], str(tmp_path / "b"))
-    assert done and everything(tmp_path) == everything(tmp_path / "b")
+    assert done
+    assert everything(tmp_path) == everything(tmp_path / "b")
     assert verify(str(tmp_path), deep=True)["problems"] == []
 
 
@@ -152,7 +154,8 @@ def test_gc_removes_what_no_kept_snapshot_names_and_nothing_else(tmp_path: Path)
     files = tree(tmp_path)
     assert dry["files_removed"] > 10
     result = gc(str(tmp_path), keep=2)
-    assert result["snapshots_kept"] == [5, 6] and result["snapshots_removed"] == [1, 2, 3, 4]
+    assert result["snapshots_kept"] == [5, 6]
+    assert result["snapshots_removed"] == [1, 2, 3, 4]
     assert everything(Archive.open(str(tmp_path), snapshot=5)) == everything(tmp_path) == before
     assert not orphan.exists()
     result = gc(str(tmp_path))

@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment: the archive stays readable, and the rerun completes it to the same bytes."""
+"""SIGKILL at every kind of moment: the archive stays readable, the rerun completes it to the same bytes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return url
 
 
-# The files of a part appear one by one (os.replace), the snapshot last (os.link): the 9th call is in the second part.
+# A part's files appear one by one (os.replace), the snapshot last (os.link): call 9 is in the second part.
 @pytest.mark.parametrize(("moment", "count"), [("before", 1), ("after", 4), ("before", 9), ("after", 9)])
 def test_ingest_killed(tmp_path: Path, undisturbed: Path, moment: str, count: int) -> None:
     url = tmp_path / "a"
@@ -158,7 +158,8 @@ def test_ingest_killed_while_it_reads(tmp_path: Path, undisturbed: Path) -> None
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     with process:
-        assert process.stdout is not None and process.stdout.readline() == b"read\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"read\n"
         time.sleep(0.1)
         process.kill()
     assert load_snapshot(Store(url)).id == 1

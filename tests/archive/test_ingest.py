@@ -39,7 +39,8 @@ def test_counts_add_up_and_everything_is_there(tmp_path: Path) -> None:
     assert sorted(shard.alerts.column("candid").to_pylist()) == sorted(
         p.key() for s in sources for p in s.packets
     )
-    assert shard.stamps is not None and shard.stamps.num_rows == expected
+    assert shard.stamps is not None
+    assert shard.stamps.num_rows == expected
     assert sorted(archive.quarantine().column("member").to_pylist()) == ["a.avro", "b.avro"]
     assert archive.snapshot.jd_max == max(p.jd for s in sources for p in s.packets)
     assert_sound(tmp_path / "a")
@@ -111,7 +112,7 @@ def test_of_equal_candids_the_most_complete_wins_in_any_order(tmp_path: Path, sp
             (2, 2_459_003.5),
             (1, 2_459_003.5),
         }
-        lost = [row for row in archive.read_duplicates(0, 1 << 64).to_pylist()]
+        lost = list(archive.read_duplicates(0, 1 << 64).to_pylist())
         assert sorted(row["packet_digest"] for row in lost) == sorted(p.digest() for p in ranked[1:])
         assert_sound(url)
         seen.append((archive.snapshot.logical_digest, everything(url)))
@@ -219,7 +220,8 @@ def test_a_commit_between_looking_and_committing_is_noticed(tmp_path: Path, monk
 
     monkeypatch.setattr(Store, "create_only", slow)
     result = ingest([Source("mine", mine)], url)
-    assert done and result["snapshot"] == 2
+    assert done
+    assert result["snapshot"] == 2
     assert len(everything(url)["alerts"]) == 20
     assert_sound(tmp_path / "a")
 
@@ -228,7 +230,7 @@ def test_two_ingests_of_the_same_source_are_told(tmp_path: Path) -> None:
     url = str(tmp_path / "a")
     packets = night_of(1, range(5))
     source = Meddling(lambda: ingest([Source("mine", packets)], url), "mine", packets)
-    with pytest.raises(ArchiveError, match="Another process ingested mine.tar.gz"):
+    with pytest.raises(ArchiveError, match=r"Another process ingested mine.tar.gz"):
         ingest([source], url)
     assert len(everything(url)["alerts"]) == 5
     assert_sound(tmp_path / "a")
@@ -241,7 +243,7 @@ def test_a_batch_that_does_not_add_up_is_our_fault(tmp_path: Path) -> None:
             batch.packets_in += 1
             yield batch
 
-    with pytest.raises(InternalError, match="of 2 packets"):
+    with pytest.raises(InternalError, match=r"of 2 packets"):
         ingest([Lying("s", [Packet("ZTF20a", 1)])], str(tmp_path / "a"))
 
 
@@ -254,7 +256,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_as_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    with pytest.raises(ArchiveError, match="is a file, not an archive"):
+    with pytest.raises(ArchiveError, match=r"is a file, not an archive"):
         ingest(nights(1), str(tmp_path / "a"))
 
 
@@ -271,13 +273,14 @@ def test_no_space_left_is_a_sentence_and_the_archive_is_as_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"applecider_batch.storage.os.{function}", full)
-        with pytest.raises(StorageError, match="No space left: '.*' could not be written"):
+        with pytest.raises(StorageError, match=r"No space left: '.*' could not be written"):
             ingest(nights(2)[1:], str(url))
     assert everything(url) == before
     assert load_snapshot(Store(url)).logical_digest == digest
     assert_sound(url)
     result = ingest(nights(2)[1:], str(url))
-    assert result["changed"] and result["stored"] > 0
+    assert result["changed"]
+    assert result["stored"] > 0
     assert_sound(url)
 
 
@@ -288,7 +291,7 @@ def test_a_full_temporary_folder_is_a_sentence(tmp_path: Path, monkeypatch: Any)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(spill.Spill, "_write_run", full)
-    with pytest.raises(StorageError, match="spill file in .* could not be written.*TMPDIR"):
+    with pytest.raises(StorageError, match=r"spill file in .* could not be written.*TMPDIR"):
         ingest(nights(1), str(tmp_path / "a"))
 
 
@@ -301,7 +304,7 @@ def test_a_read_only_target_is_a_sentence(tmp_path: Path, monkeypatch: Any) -> N
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("applecider_batch.storage.open", denied, raising=False)
-    with pytest.raises(StorageError, match="Permission denied: '.*' could not be written"):
+    with pytest.raises(StorageError, match=r"Permission denied: '.*' could not be written"):
         ingest(nights(2)[1:], str(url))
     monkeypatch.undo()
     assert tree(url) == before
@@ -316,7 +319,7 @@ def test_the_spill_is_removed_whatever_happens(tmp_path: Path, monkeypatch: Any)
             yield batch_of(self.packets)
             raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(RuntimeError, match=r"broken"):
         ingest([Broken("s", night_of(1, range(3)))], str(tmp_path / "a"))
     ingest(nights(1), str(tmp_path / "a"))
     assert not list((tmp_path / "tmp").iterdir())

@@ -115,12 +115,12 @@ def test_a_damaged_index_and_a_missing_file_are_told(tmp_path: Path) -> None:
     index = tmp_path / "a" / record.index_path
     data = index.read_bytes()
     index.write_bytes(data.replace(b"bits", b"bats"))
-    with pytest.raises(ArchiveError, match="index.json' is not the file that the snapshot names"):
+    with pytest.raises(ArchiveError, match=r"index.json' is not the file that the snapshot names"):
         Archive.open(str(tmp_path / "a")).read_shard(0, HASH64_END)
     index.write_bytes(data)
     (tmp_path / "a" / record.path("alerts")).unlink()
-    with pytest.raises(ArchiveError, match="alerts.parquet' that the snapshot names is missing"):
+    with pytest.raises(ArchiveError, match=r"alerts.parquet' that the snapshot names is missing"):
         Archive.open(str(tmp_path / "a")).read_shard(0, HASH64_END)
     (tmp_path / "a" / record.path("alerts")).write_bytes(b"PAR1 nonsense")
-    with pytest.raises(ArchiveError, match="alerts.parquet' cannot be read"):
+    with pytest.raises(ArchiveError, match=r"alerts.parquet' cannot be read"):
         Archive.open(str(tmp_path / "a")).read_shard(0, HASH64_END)

@@ -50,7 +50,7 @@ def test_the_winner_is_that_of_all_packets_ever_seen(ingests: list[list[tuple[in
         total.merge(pair_digest(result.accepted))
         for row in result.superseded.to_pylist():
             lost.add((row["candid"], row["completeness"], row["packet_digest"]))
-        for packet, keep, loses, is_new in zip(batch, store, duplicate, new, strict=True):
+        for packet, loses, is_new in zip(batch, duplicate, new, strict=True):
             assert is_new == (packet[0] not in {c for c, _, _ in seen})
             if loses:
                 lost.add(packet)

@@ -62,7 +62,7 @@ def test_only_one_of_two_successors_is_committed(tmp_path: Path) -> None:
     parent = load_snapshot(store)
     first = commit_snapshot(store, parent, Snapshot(kind="ingest"))
     assert (first.id, first.parent) == (1, 0)
-    with pytest.raises(SnapshotMoved, match="snapshot 0 is no longer the latest"):
+    with pytest.raises(SnapshotMoved, match=r"snapshot 0 is no longer the latest"):
         commit_snapshot(store, parent, Snapshot(kind="ingest"))
     assert snapshot_ids(store) == [1]
 
@@ -91,7 +91,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, marker: str | None, messa
 
 
 def test_a_folder_without_marker_is_no_archive(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="it holds no archive.json"):
+    with pytest.raises(ArchiveError, match=r"it holds no archive.json"):
         open_archive(str(tmp_path))
 
 
@@ -109,11 +109,11 @@ def test_a_snapshot_that_is_not_there_or_damaged_is_told(tmp_path: Path) -> None
     path = tmp_path / "snapshots" / "00000001.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in whole.items() if key != "parts"}))
-    with pytest.raises(ArchiveError, match="Snapshot 1 of .* is damaged"):
+    with pytest.raises(ArchiveError, match=r"Snapshot 1 of .* is damaged"):
         load_snapshot(store)
     path.write_text(json.dumps(whole | {"packets_digest": "0" * 48}))
-    with pytest.raises(ArchiveError, match="does not have the logical digest it states"):
+    with pytest.raises(ArchiveError, match=r"does not have the logical digest it states"):
         load_snapshot(store)
     path.write_text(json.dumps(whole | {"version": 2}))
-    with pytest.raises(ArchiveError, match="has format version 2; this program reads 1"):
+    with pytest.raises(ArchiveError, match=r"has format version 2; this program reads 1"):
         load_snapshot(store)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +32,9 @@ def test_every_row_comes_back_once_in_its_range(tmp_path: Path, memory: int, tar
             spill.add("a", _table(hashes, number * 60))
         spill.add("b", _table(np.array([3], np.uint64)))
         ranges = spill.ranges(target)
-        assert ranges[0][0] == 0 and ranges[-1][1] == HASH64_END
-        assert all(one[1] == other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+        assert ranges[0][0] == 0
+        assert ranges[-1][1] == HASH64_END
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(ranges))
         rows: list[tuple[int, int, list[float]]] = []
         for lo, hi in ranges:
             table = spill.read("a", lo, hi)
