@@ -297,19 +297,30 @@ def margin_cells(pixels: Sequence[Pixel], arcsec: float) -> tuple[list[Pixel], n
     cells, owner : ndarray of int64, shape (n,)
         Every bordering cell, ascending, and the number in ``pixels`` of the pixel that it borders.
     """
-    from hats.pixel_math import HealpixPixel
     from hats.pixel_math.pixel_margins import get_margin
-    from hats.pixel_tree.negative_tree import compute_negative_tree_pixels
-    from hats.pixel_tree.pixel_tree import PixelTree
 
-    tree = PixelTree.from_healpix([HealpixPixel(*pixel) for pixel in pixels])
-    everything = [*pixels, *((int(p.order), int(p.pixel)) for p in compute_negative_tree_pixels(tree))]
+    everything = [*pixels, *empty_pixels(pixels)]
     fine = _margin_order(arcsec)
     borders = [np.array(get_margin(order, pixel, fine - order), np.int64) for order, pixel in everything]
     cells = np.concatenate(borders)
     owner = np.repeat(np.arange(len(everything)), [len(border) for border in borders])
     ascending = np.argsort(cells, kind="stable")
     return everything, cells[ascending], owner[ascending]
+
+
+def empty_pixels(pixels: Sequence[Pixel]) -> list[Pixel]:
+    """The largest pixels that hold no partition; with the partitions they cover the sky."""
+    taken = set(pixels)
+    above = {(k, pixel >> 2 * (order - k)) for order, pixel in pixels for k in range(order)}
+    found: list[Pixel] = []
+    waiting: list[Pixel] = [(0, pixel) for pixel in range(12)]
+    while waiting:
+        order, pixel = waiting.pop()
+        if (order, pixel) in above:
+            waiting.extend((order + 1, 4 * pixel + child) for child in range(4))
+        elif (order, pixel) not in taken:
+            found.append((order, pixel))
+    return sorted(found)
 
 
 def _owners(row_cells: np.ndarray, cells: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

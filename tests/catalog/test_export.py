@@ -15,7 +15,7 @@ import pytest
 
 from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.export import export_catalog
-from applecider_batch.catalog.hats_export import export_hats, partition_pixels
+from applecider_batch.catalog.hats_export import empty_pixels, export_hats, partition_pixels
 from applecider_batch.catalog.read import read_catalog, read_table
 from applecider_batch.catalog.store import open_catalog
 from applecider_batch.errors import UserError
@@ -147,6 +147,17 @@ def test_partitions_are_the_largest_that_fit() -> None:
     for order, pixel in pixels:
         assert inside(order, pixel) <= 100
         assert order == 0 or inside(order - 1, pixel >> 2) > 100
+
+
+def test_empty_pixels_are_those_of_hats() -> None:
+    pixel_math = pytest.importorskip("hats.pixel_math")
+    from hats.pixel_tree.negative_tree import compute_negative_tree_pixels
+    from hats.pixel_tree.pixel_tree import PixelTree
+
+    pixels = [(0, 3), (2, 17), (1, 30), (5, 4099)]
+    tree = PixelTree.from_healpix([pixel_math.HealpixPixel(*pixel) for pixel in pixels])
+    want = sorted((int(p.order), int(p.pixel)) for p in compute_negative_tree_pixels(tree))
+    assert empty_pixels(pixels) == want
 
 
 @pytest.fixture(scope="module")
