@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,10 @@ def submit(
     answer: dict[str, Any] = {"submission_id": submission_id, "address": address, "verb": verb}
     if not follow:
         return {**answer, "status": str(_asked(client.get_job_status, submission_id).value)}
-    asyncio.run(_follow(client, submission_id))
+    with warnings.catch_warnings():
+        # Ray 2.60 gives aiohttp an option that newer ones deprecate.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asyncio.run(_follow(client, submission_id))
     info = _ended(client, submission_id)
     return {
         **answer,
@@ -104,6 +109,7 @@ def _client(address: str) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     url = address if "://" in address else f"http://{address}"
     try:
         return JobSubmissionClient(url)

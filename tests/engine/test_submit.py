@@ -53,7 +53,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={gcs}"),
         *("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={dashboard}"),
         *(f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats"),
-        *("--ray-client-server-port=0", "--node-ip-address=127.0.0.1"),
+        *(f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.1"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = folder / "head.log"
