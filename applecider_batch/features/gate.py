@@ -6,8 +6,8 @@ Rules, in the order in which they decide; ``gate_reason`` names the one that did
    ssdistnr <= 12). Rejection is per detection: alerts with a match set no t0 and count for nothing else here.
 2. ``variable_star``: the nearest PS1 source is a star within 2" (BOOM: sgscore1 > .76, distpsnr1 <= 2), or a
    Gaia source brighter than 14 mag lies within 2". *Except* outbursts: an eligible alert that lifts the
-   source by 2 mag or more above its reference (the amplitude of the cataclysmic-variable filter of Szkody et al.
-   2020, doi:10.3847/1538-3881/ab7cce), because CVs are in scope and sit on stars.
+   source by 2 mag or more above its reference (the amplitude of the cataclysmic-variable filter of Szkody et
+   al. 2020, doi:10.3847/1538-3881/ab7cce), because CVs are in scope and sit on stars.
 3. ``artefact``: no eligible alert is clean: nbad = 0 (Fink), fwhm <= 5 (IPAC), drb >= .5 where given (half of
    the score's range, Duev et al. 2019, arXiv:1907.11259); or a Gaia star brighter than 12 mag lies within 20"
    (BOOM). IPAC's elong <= 1.2 is a quality flag only: it takes away real events near galaxies.

@@ -1,8 +1,8 @@
 """Upstream's own tables: merged photometry, events with colours, and the metadata of every event.
 
-The merge and the events are those of :mod:`light_curves` under the profile ``upstream-main``; here stands only
-what upstream has besides. It follows the description of the public code (skyportal/applecider, main); the rule that
-picks an alert for an event may look into the future and is not used in a run: see :mod:`metadata` for ours.
+The merge and the events are those of :mod:`light_curves` under the profile ``upstream-main``; here stands
+what upstream has besides. It follows the description of the public code (skyportal/applecider, main); the rule
+that picks an alert for an event may look into the future and is not used in a run: see :mod:`metadata` for ours.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def event_table(events: Events, profile: Profile | None = None) -> dict[str, np.
     profile = profile or get_profile("upstream-main")
     dt, dt_prev = event_times(events)
     log_flux, log_err = log_fluxes(events, profile)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "dt": dt.astype(np.float32),
         "dt_prev": dt_prev.astype(np.float32),
         "band_id": (events.fid - 1).astype(np.int8),
@@ -73,7 +73,7 @@ def event_table(events: Events, profile: Profile | None = None) -> dict[str, np.
 
 
 def _colour(events: Events, blue: int, red: int) -> tuple[np.ndarray, np.ndarray]:
-    """m_blue - m_red for events of the bluer band, with the redder event nearest in time within 1 d; else NaN."""
+    """m_blue - m_red of bluer events with the redder event nearest in time within 1 d; else NaN."""
     here, there = np.flatnonzero(events.fid == blue), np.flatnonzero(events.fid == red)
     nearest = _nearest(events.sequence[there], events.jd[there], events.sequence[here], events.jd[here])
     paired = nearest >= 0
@@ -90,7 +90,9 @@ def _colour(events: Events, blue: int, red: int) -> tuple[np.ndarray, np.ndarray
     return colour, error
 
 
-def _nearest(segment: np.ndarray, value: np.ndarray, query_segment: np.ndarray, query: np.ndarray) -> np.ndarray:
+def _nearest(
+    segment: np.ndarray, value: np.ndarray, query_segment: np.ndarray, query: np.ndarray
+) -> np.ndarray:
     """Position of the value nearest to each query in its own segment, the earlier at a tie; -1 for none."""
     if not len(value):
         return np.full(len(query), -1, np.int64)
@@ -104,7 +106,9 @@ def _nearest(segment: np.ndarray, value: np.ndarray, query_segment: np.ndarray, 
     return np.where(has_before & (to_before <= to_after), before, np.where(has_after, after, -1))
 
 
-def event_metadata(objects: list[str], events: Events, candidates: pa.Table) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def event_metadata(
+    objects: list[str], events: Events, candidates: pa.Table
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Upstream's metadata row of every event whose band has an alert of the object.
 
     Parameters
@@ -120,8 +124,8 @@ def event_metadata(objects: list[str], events: Events, candidates: pa.Table) -> 
     index : ndarray of int64, shape (n,)
         The events that have a row.
     columns : dict of str to ndarray
-        jd_alert, alert_dt_days, policy (number in ``POLICIES``), the 36 candidate fields (null is -999, NaN stays;
-        ra/180 - 1, dec/90) and the running history, each (n,).
+        jd_alert, alert_dt_days, policy (number in ``POLICIES``), the 36 candidate fields (null is -999, NaN
+        stays; ra/180 - 1, dec/90) and the running history, each (n,).
     """
     alert, policy = _choose_alerts(objects, events, candidates)
     index = np.flatnonzero(alert >= 0)

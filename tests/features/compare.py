@@ -13,7 +13,9 @@ from applecider_batch.features.inputs import Prepared
 Key = tuple[Any, ...]
 
 
-def row_bytes(prepared: Prepared, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> dict[Key, tuple]:
+def row_bytes(
+    prepared: Prepared, keep: Callable[[dict[str, Any]], bool] = lambda row: True
+) -> dict[Key, tuple]:
     """Key of each row that is kept -> digest of its columns, and the bytes of each of its inputs."""
     out: dict[Key, tuple] = {}
     digests = row_digests(prepared.rows)
@@ -21,7 +23,9 @@ def row_bytes(prepared: Prepared, keep: Callable[[dict[str, Any]], bool] = lambd
     for number, row in enumerate(prepared.rows.to_pylist()):
         if not keep(row):
             continue
-        phot, img, spec = (x.row_index[number] for x in (prepared.photometry, prepared.image, prepared.spectra))
+        phot, img, spec = (
+            x.row_index[number] for x in (prepared.photometry, prepared.image, prepared.spectra)
+        )
         inputs = (
             prepared.photometry.values[offsets[phot] : offsets[phot + 1]].tobytes() if phot >= 0 else None,
             (int(prepared.image.candid[img]), prepared.image.metadata[img].tobytes()) if img >= 0 else None,
@@ -50,7 +54,12 @@ def assert_consistent(prepared: Prepared) -> None:
     assert np.isfinite(prepared.spectra.flux).all()
     infinity = float("inf")
     order = [
-        (r["hash64"], r["objectId"], r["episode"], infinity if r["horizon_days"] is None else r["horizon_days"])
+        (
+            r["hash64"],
+            r["objectId"],
+            r["episode"],
+            infinity if r["horizon_days"] is None else r["horizon_days"],
+        )
         for r in rows.select(["hash64", "objectId", "episode", "horizon_days"]).to_pylist()
     ]
     assert order == sorted(order)

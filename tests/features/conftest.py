@@ -27,7 +27,9 @@ def ingest_real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Path
 
 
 @pytest.fixture(scope="session")
-def real_shard(shared_data: Path, ingest_real: Callable[[list[Path]], tuple[ShardData, float]]) -> tuple[ShardData, float]:
+def real_shard(
+    shared_data: Path, ingest_real: Callable[[list[Path]], tuple[ShardData, float]]
+) -> tuple[ShardData, float]:
     """Every real packet, and the last jd among them."""
     alerts = shared_data / "alerts"
     return ingest_real(

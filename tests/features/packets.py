@@ -83,7 +83,11 @@ def objects(draw: st.DrawFn, name: str, serial: int) -> list[Packet]:
         history = draw(histories(name, jd, candid))
         packets.append(Packet(alert(name, jd, candid, **fields), history))
         step = draw(st.sampled_from([0.0, 0.05, 1.5, 9.0, 61.0, 90.0]))
-        jd, covered, detected = jd + step, covered + draw(st.integers(0, 12)), detected + draw(st.integers(0, 2))
+        jd, covered, detected = (
+            jd + step,
+            covered + draw(st.integers(0, 12)),
+            detected + draw(st.integers(0, 2)),
+        )
     return packets
 
 

@@ -1,10 +1,12 @@
 """Plain per-object loops for what the package computes over a whole shard: the oracle of the vectorised code.
 
-Written from the rules in the docstrings of episodes.py, points.py and light_curves.py, with Python lists only.
+Written from the rules in the docstrings of episodes.py, points.py and light_curves.py, with Python lists
+only.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -72,7 +74,7 @@ def episodes(alerts: list[Row], points: list[Row]) -> list[float]:
             known = [x["known_jd"] for x in points if is_detection(x) and not rock(x)]
             times = [j for j, k in zip(seen, known, strict=True) if p["jd"] < j <= q["jd"] and k <= q["jd"]]
             times = sorted([p["jd"], *times, q["jd"]])
-            silence = max(b - a for a, b in zip(times, times[1:], strict=False))
+            silence = max(b - a for a, b in itertools.pairwise(times))
             counts = [x[n] for x in (p, q) for n in ("ncovhist", "ndethist")]
             if None not in counts and silence >= 60:
                 missed = (counts[2] - counts[3]) - (counts[0] - counts[1])
@@ -84,7 +86,9 @@ def episodes(alerts: list[Row], points: list[Row]) -> list[float]:
 
 
 def visible(points: list[Row], t0: float, t0_next: float, as_of: float) -> list[Row]:
-    shown = [p for p in points if p["known_jd"] <= as_of and p["known_jd"] < t0_next and p["jd"] >= t0 - LOOKBACK]
+    shown = [
+        p for p in points if p["known_jd"] <= as_of and p["known_jd"] < t0_next and p["jd"] >= t0 - LOOKBACK
+    ]
     latest: dict[Any, Row] = {}
     for p in sorted(shown, key=lambda p: p["known_jd"]):
         if is_forced(p):
@@ -119,7 +123,10 @@ def events(points: list[Row], forced_snr: float = 5.0) -> list[tuple[float, int,
             if group and (point is None or point[0] - group[0][0] > 0.5):
                 weights = [1 / e**2 for _, _, _, e in group]
                 total = math.fsum(weights)
-                jd = group[0][0] + math.fsum(w * (g[0] - group[0][0]) for w, g in zip(weights, group, strict=True)) / total
+                jd = (
+                    group[0][0]
+                    + math.fsum(w * (g[0] - group[0][0]) for w, g in zip(weights, group, strict=True)) / total
+                )
                 flux = math.fsum(w * g[2] for w, g in zip(weights, group, strict=True)) / total
                 merged.append((jd, fid, flux, 1 / math.sqrt(total), len(group)))
                 group = []

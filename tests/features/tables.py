@@ -15,9 +15,9 @@ from applecider_batch.schema import load_table
 
 JD0 = 2459000.5
 _ALERT = {
-    "fid": 2, "isdiffpos": 1, "magpsf": 18.0, "sigmapsf": 0.1, "ra": 150.0, "dec": 20.0, "rb": 0.9, "drb": 0.99,
-    "ndethist": 3, "ncovhist": 40, "sgscore1": 0.1, "distpsnr1": 1.0, "programid": 1, "schemavsn": "4.02",
-    "nbad": 0, "fwhm": 2.0, "elong": 1.05, "magdiff": 0.0, "n_prv": 0, "n_fp": 0, "stamp_status": 0,
+    "fid": 2, "isdiffpos": 1, "magpsf": 18.0, "sigmapsf": 0.1, "ra": 150.0, "dec": 20.0, "rb": 0.9,
+    "drb": 0.99, "ndethist": 3, "ncovhist": 40, "sgscore1": 0.1, "distpsnr1": 1.0, "programid": 1,
+    "schemavsn": "4.02", "nbad": 0, "fwhm": 2.0, "elong": 1.05, "magdiff": 0.0, "n_prv": 0, "n_fp": 0, "stamp_status": 0,
     "completeness": 0, "packet_digest": "0", "source_id": "test", "publisher": "ZTF",
 }  # fmt: skip
 _POINT = {
@@ -49,23 +49,25 @@ def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def alert(objectId: str, jd: float, candid: int, **fields: Any) -> dict[str, Any]:  # noqa: N803
+def alert(objectId: str, jd: float, candid: int, **fields: Any) -> dict[str, Any]:
     """An alert that is eligible unless the fields say otherwise."""
     return {**_ALERT, "objectId": objectId, "jd": jd, "candid": candid, **fields}
 
 
-def point(objectId: str, jd: float, **fields: Any) -> dict[str, Any]:  # noqa: N803
+def point(objectId: str, jd: float, **fields: Any) -> dict[str, Any]:
     """A positive detection known at its own jd unless the fields say otherwise."""
     return {**_POINT, "objectId": objectId, "jd": jd, "known_jd": jd, **fields}
 
 
-def limit(objectId: str, jd: float, **fields: Any) -> dict[str, Any]:  # noqa: N803
+def limit(objectId: str, jd: float, **fields: Any) -> dict[str, Any]:
     """An upper limit of a packet's history."""
     empty = {"is_detection": False, "isdiffpos": None, "magpsf": None, "sigmapsf": None, "rb": None}
-    return point(objectId, jd, **{"origin": 1, "diffmaglim": 20.5, "ra": None, "dec": None, **empty, **fields})
+    return point(
+        objectId, jd, **{"origin": 1, "diffmaglim": 20.5, "ra": None, "dec": None, **empty, **fields}
+    )
 
 
-def forced(objectId: str, jd: float, flux: float, error: float = 1.0, **fields: Any) -> dict[str, Any]:  # noqa: N803
+def forced(objectId: str, jd: float, flux: float, error: float = 1.0, **fields: Any) -> dict[str, Any]:
     """A forced point whose zero-point makes its numbers µJy."""
     numbers = {"forcediffimflux": flux, "forcediffimfluxunc": error, "magzpsci": 23.9, "procstatus": "0"}
     empty = {"isdiffpos": None, "magpsf": None, "sigmapsf": None, "rb": None, "ra": None, "dec": None}
@@ -84,11 +86,14 @@ def shard(
     names = {row["objectId"] for row in (*alerts, *points)}
     order = sorted((int(h), name) for name, h in zip(sorted(names), hash64(sorted(names)), strict=True))
     return FakeShard(
-        [name for _, name in order], table("alerts", alerts), table("photometry", points), table("spectra", spectra)
+        [name for _, name in order],
+        table("alerts", alerts),
+        table("photometry", points),
+        table("spectra", spectra),
     )
 
 
-def spectrum(objectId: str, spec_id: str, jd: float | None, **fields: Any) -> dict[str, Any]:  # noqa: N803
+def spectrum(objectId: str, spec_id: str, jd: float | None, **fields: Any) -> dict[str, Any]:
     """A smooth spectrum from 3600 to 9200 Angstrom."""
     wavelength = np.arange(3600.0, 9200.0, 4.0)
     values = {

@@ -57,7 +57,9 @@ def test_every_real_row_equals_the_plain_loop(real_shard: tuple[ShardData, float
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
 
 
-def merged(jd: list[float], fid: list[int], flux: list[float], error: list[float], **changes: object) -> Events:
+def merged(
+    jd: list[float], fid: list[int], flux: list[float], error: list[float], **changes: object
+) -> Events:
     profile = dataclasses.replace(PAPER, **changes)  # type: ignore[arg-type]
     n = len(jd)
     arrays = (np.zeros(n, np.int64), np.array(fid), np.array(jd), np.array(flux), np.array(error))

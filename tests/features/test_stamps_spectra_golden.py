@@ -45,7 +45,9 @@ def test_main_stamps_are_as_they_lie(shared_golden: Path) -> None:
 
 def spectra_cases(golden: Path, prefix: str) -> list[str]:
     with np.load(golden / "spectra_preprocessed.npz") as arrays:
-        return [k for k in arrays.files if k != "wave_grid" and k.startswith("legacy_") == (prefix == "legacy_")]
+        return [
+            k for k in arrays.files if k != "wave_grid" and k.startswith("legacy_") == (prefix == "legacy_")
+        ]
 
 
 @pytest.mark.parametrize(("profile", "prefix"), [(MAIN, ""), (LEGACY, "legacy_")])

@@ -1,4 +1,5 @@
-"""Preprocessing of the upstream profiles against tables recorded with the public code (golden README, section 5)."""
+"""Preprocessing of the upstream profiles against tables recorded with the public code (golden README, section
+5)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ FLOAT32 = 1e-6
 
 
 def close(ours: np.ndarray, golden: np.ndarray, rtol: float, atol: float = 0.0) -> None:
-    np.testing.assert_allclose(np.asarray(ours, np.float64), np.asarray(golden, np.float64), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float64), np.asarray(golden, np.float64), rtol=rtol, atol=atol
+    )
 
 
 @pytest.fixture(scope="module")
