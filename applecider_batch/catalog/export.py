@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from applecider_batch.catalog.read import check_horizon, numpy_column, only_horizon, read_table
 from applecider_batch.catalog.store import BATCH_ROWS, iter_rows, open_catalog
+from applecider_batch.catalog.summary import FULL
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
@@ -62,7 +63,8 @@ def export_catalog(
     if to == "hats":
         from applecider_batch.catalog.hats_export import export_hats
 
-        labels = list(info["classes"]) if label is None else [label]
+        found = sorted(info["classes"], key=lambda name: float("inf") if name == FULL else float(name))
+        labels = found if label is None else [label]
         return export_hats(store, info, out, labels, storage_options=storage_options)
     folder, _, name = out.rstrip("/").rpartition("/")
     target = Store(folder or ("/" if out.startswith("/") else "."), storage_options)

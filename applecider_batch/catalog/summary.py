@@ -98,7 +98,7 @@ class Summary:
             "gates": {name: self._gates[name] for name in (*GATES, "failed")},
             "classes": {
                 horizon: {name: counter[name] for name in (*CLASSES, "rows")}
-                for horizon, counter in sorted(self._by_horizon.items())
+                for horizon, counter in sorted(self._by_horizon.items(), key=_by_days)
             },
             "modality_masks": dict(sorted(self._modalities.items())),
             "errors": dict(sorted(self._errors.items())),
@@ -108,6 +108,10 @@ class Summary:
                 for year, counter in sorted(self._funnel.items())
             },
         }
+
+
+def _by_days(item: tuple[str, Counter[str]]) -> float:
+    return float("inf") if item[0] == FULL else float(item[0])
 
 
 def _run_ends(values: pa.Array) -> np.ndarray:
