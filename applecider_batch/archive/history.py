@@ -29,7 +29,7 @@ def is_history(array: pa.Array) -> bool:
     if pa.types.is_null(kind):
         return False
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return is_list and pa.types.is_struct(kind.value_type)
+    return is_list and (pa.types.is_struct(kind.value_type) or pa.types.is_null(kind.value_type))
 
 
 def candidate_points(columns: dict[str, pa.Array]) -> pa.Table:
@@ -61,7 +61,7 @@ def history_points(
     parent = pc.list_parent_indices(history).to_numpy(zero_copy_only=False).astype(np.int64)
     items = pc.list_flatten(history)
     counts = np.bincount(parent, minlength=n_packets).astype(np.int32)
-    fields = fields_of(items)
+    fields = fields_of(items) if pa.types.is_struct(items.type) else {}
     jd, is_date = dates(fields, len(items))
     usable = is_date & filters(fields, len(items)).is_valid().to_numpy(zero_copy_only=False)
     left_out = np.bincount(parent[~usable], minlength=n_packets).astype(np.int32)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from applecider_batch.archive.avro import MAGIC, AvroError, read_container
 from applecider_batch.archive.fink import check_fink, read_fink
+from applecider_batch.archive.gzip_stream import GzipStream
 from applecider_batch.archive.packets import (
     NO_PACKET,
     Packet,
@@ -26,7 +26,7 @@ from applecider_batch.archive.packets import (
     split_file,
 )
 from applecider_batch.archive.quarantine import Quarantine, SourceInfo
-from applecider_batch.archive.tarballs import Member, TarError, open_inflated, read_members
+from applecider_batch.archive.tarballs import Member, TarError, read_members
 from applecider_batch.errors import StorageError, UserError
 from applecider_batch.logs import get_logger
 from applecider_batch.storage import Store
@@ -265,7 +265,7 @@ class AvroSource:
         for file in self._files:
             with file.open() as stream:
                 if file.size > _IN_MEMORY:
-                    yield from _read_large(file.name, io.BufferedReader(stream), file.size, collector)
+                    yield from _read_large(file.name, stream, file.size, collector)
                 else:
                     data = stream.read()
                     yield from collector.add(split_file(file.name, data, collector.quarantine))
@@ -296,7 +296,7 @@ class TarSource:
         with self._file.open() as raw:
             head = raw.read(2)
             raw.seek(0)
-            stream = open_inflated(raw) if head == b"\x1f\x8b" else raw
+            stream = GzipStream(raw) if head == b"\x1f\x8b" else raw
             try:
                 for member in read_members(stream):
                     yield from self._read_member(member, collector)

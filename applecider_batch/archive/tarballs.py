@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Protocol
 
 BLOCK = 512
 _LONG_HEADER = 1 << 20
@@ -25,6 +25,14 @@ class TarError(Exception):
         self.reason = reason
         self.member = member
         self.n_bytes = n_bytes
+
+
+class Readable(Protocol):
+    """Anything to read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; fewer than asked for only at the end or before an error."""
+        ...
 
 
 @dataclass
@@ -58,7 +66,7 @@ class Member:
 class _Stream:
     """A stream that says why it ended instead of raising."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: Readable) -> None:
         self._raw = raw
         self.error: Exception | None = None
 
@@ -71,7 +79,7 @@ class _Stream:
         while size and self.error is None:
             try:
                 part = self._raw.read(min(size, 1 << 24))
-            except (EOFError, OSError, zlib.error) as error:  # isal's and gzip's errors derive from these
+            except (EOFError, OSError, zlib.error) as error:
                 self.error = error
                 break
             if not part:
@@ -81,7 +89,7 @@ class _Stream:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_members(raw: IO[bytes]) -> Iterator[Member]:
+def read_members(raw: Readable) -> Iterator[Member]:
     """Regular files of a tarball, in order.
 
     Parameters
@@ -198,10 +206,3 @@ def _drain(stream: _Stream) -> None:
         pass
     if stream.error is not None:
         raise TarError("undecodable", f"The tarball {stream.ending} behind its last member.")
-
-
-def open_inflated(raw: IO[bytes]) -> Any:
-    """Inflate a gzip stream with isal."""
-    from isal import igzip
-
-    return igzip.IGzipFile(fileobj=raw, mode="rb")
