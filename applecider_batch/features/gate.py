@@ -5,9 +5,10 @@ Rules, in the order in which they decide; ``gate_reason`` names the one that did
 1. ``moving``: half of the alerts seen, or all, have a known solar-system object within 12" (BOOM: 0 <=
    ssdistnr <= 12). Rejection is per detection: alerts with a match set no t0 and count for nothing else here.
 2. ``variable_star``: the nearest PS1 source is a star within 2" (BOOM: sgscore1 > .76, distpsnr1 <= 2), or a
-   Gaia source brighter than 14 mag lies within 2". *Except* outbursts: an eligible alert that lifts the
-   source by 2 mag or more above its reference (the amplitude of the cataclysmic-variable filter of Szkody et
-   al. 2020, doi:10.3847/1538-3881/ab7cce), because CVs are in scope and sit on stars.
+   Gaia source brighter than 14 mag lies within 2". *Except* outbursts: an eligible alert, or an
+   eligible detection of its history, that lifts the source by 2 mag or more above its reference (the
+   amplitude of the cataclysmic-variable filter of Szkody et al. 2020, doi:10.3847/1538-3881/ab7cce), because
+   CVs are in scope and sit on stars.
 3. ``artefact``: no eligible alert is clean: nbad = 0 (Fink), fwhm <= 5 (IPAC), drb >= .5 where given (half of
    the score's range, Duev et al. 2019, arXiv:1907.11259); or a Gaia star brighter than 12 mag lies within 20"
    (BOOM). IPAC's elong <= 1.2 is a quality flag only: it takes away real events near galaxies.
@@ -74,7 +75,8 @@ def judge(alerts: Alerts, view: View, points: Points, point_view: View, has_t0: 
     latest = latest_alert(view)
 
     star = on_star(alerts)
-    outburst = (
+    in_history = _history_outbursts(alerts, latest, points, point_view)
+    outburst = in_history | (
         reduce_segments(np.maximum, (eligible & outbursts(alerts)[position]).astype(np.int8), segment, n, 0)
         > 0
     )
@@ -115,7 +117,7 @@ def on_outburst_star(latest: np.ndarray, star: np.ndarray, outburst: np.ndarray)
 
 
 def _pick(flags: np.ndarray, position: np.ndarray) -> np.ndarray:
-    return flags[position] if len(flags) else np.zeros(len(position), bool)
+    return flags[position] if len(flags) else np.zeros(len(position), flags.dtype)
 
 
 def on_star(alerts: Alerts) -> np.ndarray:
@@ -144,9 +146,28 @@ def outbursts(alerts: Alerts) -> np.ndarray:
     ps1 = np.select([fid == 1, fid == 2, fid == 3], [alerts.floats(f"s{band}mag1") for band in "gri"], np.nan)
     reference = np.where((distpsnr >= 0) & (distpsnr <= STAR_ARCSEC) & (ps1 > 0), ps1, np.nan)
     reference = np.where((distnr >= 0) & (distnr <= STAR_ARCSEC), alerts.floats("magnr"), reference)
-    with np.errstate(over="ignore", invalid="ignore"):
-        amplitude = 2.5 * np.log10(1.0 + 10.0 ** (0.4 * (reference - mag)))
+    amplitude = _amplitude(mag, reference)
     return alerts.positive & (amplitude >= OUTBURST_MAG) & np.isfinite(amplitude)
+
+
+def _history_outbursts(alerts: Alerts, latest: np.ndarray, points: Points, view: View) -> np.ndarray:
+    """Views in which an eligible detection, history included, is as far above the PS1 source, bool (v,)."""
+    good = points.good[view.position] & (latest[view.segment] >= 0)
+    segment, position = view.segment[good], view.position[good]
+    packet, fid = latest[segment], points.fid[position]
+    at_source = (alerts.floats("distpsnr1") >= 0) & (alerts.floats("distpsnr1") <= STAR_ARCSEC)
+    ps1 = np.full(len(segment), np.nan)
+    for number, band in enumerate("gri", 1):
+        mag = np.where(at_source, alerts.floats(f"s{band}mag1"), np.nan)
+        ps1 = np.where(fid == number, _pick(mag, packet), ps1)
+    lifted = _amplitude(points.mag[position], np.where(ps1 > 0, ps1, np.nan)) >= OUTBURST_MAG
+    return counts_of(segment, len(view), lifted) > 0
+
+
+def _amplitude(mag: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Magnitudes by which a difference flux of ``mag`` lifts a source of ``reference``; NaN stays NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return 2.5 * np.log10(1.0 + 10.0 ** (0.4 * (reference - mag)))
 
 
 def clean(alerts: Alerts) -> np.ndarray:

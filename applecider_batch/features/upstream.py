@@ -1,8 +1,9 @@
 """Upstream's own tables: merged photometry, events with colours, and the metadata of every event.
 
 The merge and the events are those of :mod:`light_curves` under the profile ``upstream-main``; here stands
-what upstream has besides. It follows the description of the public code (skyportal/applecider, main); the rule
-that picks an alert for an event may look into the future and is not used in a run: see :mod:`metadata` for ours.
+what upstream has besides. It follows the description of the public code (skyportal/applecider, main); the
+rule that picks an alert for an event may look into the future and is not used in a run: see :mod:`metadata`
+for ours.
 """
 
 from __future__ import annotations

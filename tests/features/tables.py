@@ -17,8 +17,8 @@ JD0 = 2459000.5
 _ALERT = {
     "fid": 2, "isdiffpos": 1, "magpsf": 18.0, "sigmapsf": 0.1, "ra": 150.0, "dec": 20.0, "rb": 0.9,
     "drb": 0.99, "ndethist": 3, "ncovhist": 40, "sgscore1": 0.1, "distpsnr1": 1.0, "programid": 1,
-    "schemavsn": "4.02", "nbad": 0, "fwhm": 2.0, "elong": 1.05, "magdiff": 0.0, "n_prv": 0, "n_fp": 0, "stamp_status": 0,
-    "completeness": 0, "packet_digest": "0", "source_id": "test", "publisher": "ZTF",
+    "schemavsn": "4.02", "nbad": 0, "fwhm": 2.0, "elong": 1.05, "magdiff": 0.0, "n_prv": 0, "n_fp": 0,
+    "stamp_status": 0, "completeness": 0, "packet_digest": "0", "source_id": "test", "publisher": "ZTF",
 }  # fmt: skip
 _POINT = {
     "fid": 2, "origin": 0, "is_detection": True, "isdiffpos": 1, "magpsf": 18.0, "sigmapsf": 0.1, "ra": 150.0,

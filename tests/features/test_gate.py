@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +77,16 @@ def test_a_history_counts_as_the_second_detection() -> None:
         assert rows(one, points=[own, {**before, **wrong}])[0]["gate"] == "too_few_detections"
 
 
+def test_an_outburst_in_the_history_counts() -> None:
+    quiet = [alert("ZTFa", JD0 + i, i + 1, **STAR, magpsf=18.5, srmag1=18.0, sgmag1=18.0) for i in (0, 1)]
+    own = [point("ZTFa", a["jd"], candid=a["candid"], magpsf=18.5) for a in quiet]
+    before = point("ZTFa", JD0 - 9, origin=1, candid=9, fid=1, magpsf=15.0, known_jd=JD0)
+    assert rows(*quiet, points=own)[0]["gate"] == "variable_star"
+    assert rows(*quiet, points=[*own, before])[0]["gate_reason"] == "outburst_on_star"
+    for wrong in ({"isdiffpos": -1}, {"fid": 3}, {"rb": 0.2}, {"magpsf": 17.0}):
+        assert rows(*quiet, points=[*own, {**before, **wrong}])[0]["gate"] == "variable_star"
+
+
 def test_asteroids_are_rejected_per_detection() -> None:
     passing = alert("ZTFa", JD0 + 2, 3, ssdistnr=2.0)
     row = rows(*pair(), passing)[0]
@@ -105,3 +116,9 @@ def test_every_flag_is_described() -> None:
     assert describe(Quality.NO_T0 | Quality.NO_STAMPS) == [
         DESCRIPTIONS[Quality.NO_T0], DESCRIPTIONS[Quality.NO_STAMPS]
     ]  # fmt: skip
+
+
+def test_the_flags_are_in_the_documentation() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    for flag in Quality:
+        assert f"| {flag.bit_length() - 1} | {int(flag)} | `{flag.name}` |" in text
