@@ -105,6 +105,8 @@ def unfold(packets: pa.StructArray, digests: list[str], stamps: DecodedStamps, s
 def identity(packets: pa.StructArray, row: int) -> tuple[int | None, str | None]:
     """candid and objectId of a decoded packet, where it says them."""
     top = fields_of(packets.slice(row, 1))
+    if not top:
+        return None, None
     candid, name = candids(top).to_pylist()[0], object_ids(top).to_pylist()[0]
     return candid, name
 

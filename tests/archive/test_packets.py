@@ -259,6 +259,28 @@ def test_what_a_row_needs(
     assert row["source"] == "night"
 
 
+def test_records_that_are_no_packets(way: str) -> None:
+    stamps_only = make.without(
+        "schemavsn", "publisher", "objectId", "candid", "candidate", "prv_candidates", "fp_hists"
+    )
+    other = {"type": "record", "name": "x", "fields": [{"name": "candidate", "type": "string"}]}
+    for record, writer in ((make.record(0), stamps_only), ({"candidate": "me"}, other)):
+        row = refused(record, writer)
+        assert (row["reason"], row["candid"], row["objectId"]) == ("missing_field", None, None)
+
+
+def test_fields_of_other_types_do_not_crash(way: str) -> None:
+    numbers = {"type": "array", "items": "int"}
+    writer = make.schema(
+        rb="string", ra="string", magpsf=numbers, fid="double", ssnamenr=numbers, tblid="bytes"
+    )
+    changes = {"rb": "0.5", "ra": "north", "magpsf": [1], "fid": 2.0, "ssnamenr": [1], "tblid": b"\x01"}
+    row = one(make.record(0, **{f"candidate__{name}": value for name, value in changes.items()}), writer)
+    assert (row["rb"], row["ra"], row["magpsf"], row["fid"], row["ssnamenr"]) == (0.5, None, None, 2, None)
+    extra = json.loads(row["extra"])["candidate"]
+    assert extra == {"ra": "north", "magpsf": [1], "ssnamenr": [1], "tblid": "01"}
+
+
 def test_a_refused_packet_leaves_the_others(way: str) -> None:
     records = [make.record(i) for i in range(5)]
     records[2]["candidate"]["jd"] = math.nan
