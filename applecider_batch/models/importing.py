@@ -180,7 +180,7 @@ def import_checkpoint(
             hint=f"Remaps tried: {'; '.join(done) or 'none'}. Sizes are set by 'config' in the card.",
         )
     state, cast = _to_float32(state, file)
-    item, digest, in_use = _put(
+    item, digest, in_use = put_network(
         Store(set_path, storage_options), full, state, profile, default=default, replace=replace
     )
     return {
@@ -225,10 +225,13 @@ def _to_float32(state: State, file: str | Path) -> tuple[State, list[str]]:
     return out, cast
 
 
-def _put(
+def put_network(
     store: Store, card: ModelCard, state: State, profile: str, *, default: bool | None, replace: bool
 ) -> tuple[dict[str, Any], str, bool]:
-    """Write the network and the manifest; returns its item, the set's digest and whether it is in use."""
+    """Write a network and the manifest of its set, which is made if absent.
+
+    Returns the manifest's item, the set's digest and whether the network is in use.
+    """
     manifest: dict[str, Any] = {"name": store.url.rsplit("/", 1)[-1], "profile": profile, "network": []}
     fresh = not store.exists(MANIFEST)
     if not fresh:
