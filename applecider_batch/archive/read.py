@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from applecider_batch.digest import hash64_one
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
+_ROWS_PER_COPY = 8
 _COUNTED = ("alerts", "photometry", "stamps", "spectra")
 
 
@@ -237,10 +239,13 @@ class Archive:
     ) -> pa.Table:
         """Leave out superseded packets and bring the pieces of several parts into order."""
         empty = load_table(name).empty()
+        pieces.sort(key=lambda piece: int(piece.column("hash64")[0].as_py()))
         table = pa.concat_tables([empty.select(columns) if columns is not None else empty, *pieces])
         if len(lost):
             table = table.filter(pa.array(~np.isin(pairs_of(table), lost)))
-        return sort_rows(name, table) if len(pieces) > 1 else table
+        ends = [(piece.column("hash64")[0].as_py(), piece.column("hash64")[-1].as_py()) for piece in pieces]
+        disjoint = all(one[1] < other[0] for one, other in pairwise(ends))
+        return table if disjoint else sort_rows(name, table)
 
 
 def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[pa.Table]:
@@ -259,7 +264,15 @@ def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[
     if not len(needed):
         return []
     rows = part.read_groups("stamps", [groups[number] for number in needed])
-    return [rows.filter(pa.array(mask[np.isin(group_of_row, needed)]))]
+    return [_chosen(rows, mask[np.isin(group_of_row, needed)])]
+
+
+def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:
+    """The rows of a mask; where they lie together they are not copied, a stamp is 16 kB."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    if len(edges) > len(mask) // _ROWS_PER_COPY:
+        return rows.filter(pa.array(mask))
+    return pa.concat_tables(rows.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist())
 
 
 def _objects(alerts: pa.Table, photometry: pa.Table) -> list[str]:
