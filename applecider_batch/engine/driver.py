@@ -316,7 +316,7 @@ class _Session:
 def summarise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
     """Counts of a run from its commit records."""
     done, set_aside = folder.committed(), folder.quarantined()
-    records = [folder.commit_record(shard.name) for shard in plan.shards if shard.name in done]
+    records = folder.commit_records([shard.name for shard in plan.shards if shard.name in done])
     remaining = len(plan.shards) - len(records) - len(set_aside)
     state = "complete" if len(records) == len(plan.shards) else ("incomplete" if remaining else "partial")
     return {

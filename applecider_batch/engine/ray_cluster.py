@@ -259,9 +259,20 @@ class Connection:
 
 
 def _short_folder() -> str:
-    """Folder for a local Ray's session; its sockets need a path below 107 bytes."""
-    base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="acb-", dir=base if len(base) < 25 else "/tmp")
+    """Folder for a local Ray's session; its sockets need a path below 107 bytes.
+
+    What processes of this user that were killed have left behind is removed on the way.
+    """
+    base = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp")
+    for old in base.glob("acb-ray-*-*"):
+        pid = old.name.split("-")[2]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(old, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue
+    return tempfile.mkdtemp(prefix=f"acb-ray-{os.getpid()}-", dir=base)
 
 
 def _knock(address: str) -> None:

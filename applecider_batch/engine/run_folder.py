@@ -21,7 +21,8 @@ left over from a dead driver can neither overwrite a committed file nor commit a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from applecider_batch.engine.plan import Plan, differences
@@ -107,6 +108,11 @@ class RunFolder:
         """The commit record of a shard."""
         record: dict[str, Any] = self.store.read_json(f"commits/{shard_name}.json")
         return record
+
+    def commit_records(self, shard_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Commit records in the order asked for, read side by side: each may be a round trip."""
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return list(pool.map(self.commit_record, shard_names))
 
     # ---- failures and quarantine
 

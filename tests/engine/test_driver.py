@@ -24,8 +24,10 @@ from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.serial import SerialExecutor
 from applecider_batch.errors import StorageError, UserError
+from applecider_batch.schema import schemas_folder
 from applecider_batch.storage import Store
 from tests.engine import fakes
+from tests.engine.conftest import Inputs
 from tests.engine.drive import drive
 
 
@@ -69,6 +71,32 @@ def test_every_object_and_horizon_has_exactly_one_row(archive: str, run: str) ->
         shard_rows = pq.read_table(Path(run) / record["data_file"])
         assert record["content_digest"] == table_digest(shard_rows)
         assert record["rows"] == shard_rows.num_rows
+
+
+def test_plan_and_commit_records_hold_what_the_schemas_promise(inputs: Inputs, tmp_path: Path) -> None:
+    api.classify(
+        inputs.archive,
+        inputs.models,
+        str(tmp_path),
+        horizons=(3.0,),
+        device="cpu",
+        limit_shards=1,
+        progress=False,
+    )
+    promised = {
+        name: json.loads((schemas_folder() / f"{name}.json").read_text()) for name in ("plan", "commit")
+    }
+    types: dict[str, type] = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    commit = json.loads((tmp_path / "commits" / "shard-00000.json").read_text())
+    for document, fields in (
+        (plan, promised["plan"]["fields"]),
+        (plan["identity"], promised["plan"]["identity_fields"]),
+        (commit, promised["commit"]["fields"]),
+    ):
+        assert {key: type(value) for key, value in document.items()} == {
+            key: types[field["type"]] for key, field in fields.items()
+        }
 
 
 def test_nothing_in_a_data_file_tells_when_or_where(archive: str, tmp_path: Path) -> None:
