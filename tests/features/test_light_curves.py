@@ -180,3 +180,19 @@ def test_points_before_t0_belong_to_the_episode_for_thirty_days(name: str) -> No
     prepared = prepare_shard(data, [None], get_profile(name), snapshot_jd_max=JD0)
     assert len(sequence_of(prepared, 0)) == 2
     assert prepared.rows["jd_first"].to_pylist() == [JD0 - 29]
+
+
+@pytest.mark.parametrize("hours", [5.0, 7.0, 10.0, 11.0, 13.0])
+def test_the_window_is_measured_by_the_difference_of_times(hours: float) -> None:
+    """jd + window rounds to the grid of Julian dates, jd[j] - jd[i] is exact: the latter decides."""
+    window = hours / 24.0
+    jd = np.sort(JD0 + np.arange(400) * window / 4)
+    expected, first = [], None
+    for when in jd.tolist():
+        if first is None or when - first > window:
+            first = when
+            expected.append(0)
+        expected[-1] += 1
+    n = len(jd)
+    events = merged(jd.tolist(), [1] * n, [1.0] * n, [1.0] * n, merge_hours=hours)
+    assert events.n_points.tolist() == expected
