@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,32 @@ def test_memory_and_part_sizes_change_no_content(tmp_path: Path) -> None:
     assert everything(tmp_path / "small") == everything(tmp_path / "large")
     assert small.logical_digest == load_snapshot(Store(tmp_path / "large")).logical_digest
     assert_sound(tmp_path / "small")
+
+
+def test_memory_does_not_grow_with_the_night(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import pyarrow as pa\n"
+        "from applecider_batch.archive.ingest import ingest\n"
+        "from tests.archive.packet_maker import Source, night_of\n"
+        "source = Source('s', night_of(1, range(int(sys.argv[3]))), batch_size=20)\n"
+        "ingest([source], sys.argv[2], memory_bytes=8 << 20)\n"
+        "print(pa.default_memory_pool().max_memory())\n"
+    )
+    peaks = []
+    for count in (300, 1500):
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            str(Path(__file__).parents[2]),
+            str(tmp_path / str(count)),
+            str(count),
+        ]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout))
+    # 1,500 packets hold 72 MB of stamps; four times more packets than the first do not take more memory.
+    assert peaks[1] < 1.3 * peaks[0]
+    assert peaks[1] < 48 << 20
 
 
 def test_any_order_and_grouping_of_nights_gives_the_same(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_any_order_of_arrival_gives_the_same(
     sources = _sources(alerts_folder)
     random.Random(seed).shuffle(sources)
     if seed == 1:
-        ingest(sources, str(tmp_path), memory_bytes=4 << 20)
+        ingest(sources, str(tmp_path), memory_bytes=32 << 20)
     else:
         for start in range(0, len(sources), 9):
             ingest(sources[start : start + 9], str(tmp_path))

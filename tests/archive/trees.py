@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from applecider_batch.archive.read import Archive
-from applecider_batch.digest import digest128
+from applecider_batch.digest import digest128, row_digests
 from tests.archive.packet_maker import contents
 
 
@@ -20,7 +20,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def everything(archive: Archive | str | Path) -> dict[str, Any]:
-    """What a reader gets of all objects, as Python values."""
+    """What a reader gets of all objects, in a form that ``==`` compares."""
     opened = archive if isinstance(archive, Archive) else Archive.open(str(archive))
     shard = opened.read_shard(0, 1 << 64, stamps=True)
     assert shard.stamps is not None
@@ -29,5 +29,5 @@ def everything(archive: Archive | str | Path) -> dict[str, Any]:
         "alerts": contents(shard.alerts),
         "photometry": contents(shard.photometry),
         "spectra": contents(shard.spectra),
-        "stamps": contents(shard.stamps),
+        "stamps": row_digests(shard.stamps),  # as Python values they would be millions of floats
     }
