@@ -26,7 +26,7 @@ def main() -> int:
     """Exit code as the command line's."""
     executor, archive, run, *rest = sys.argv[1:]
     try:
-        drive(executor, archive, run, int(rest[0]) if rest else 1)
+        drive(executor, archive, run, int(rest[0]) if rest else 1, models="slim")
     except AppleciderError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -183,7 +183,7 @@ class FakeEntry:
 
 
 def load_models(models: str, storage_options: Any = None) -> Any:
-    """``tiny`` has photometry and image networks, ``broken`` cannot be loaded."""
+    """``tiny`` has photometry and image networks, ``slim`` photometry alone, ``broken`` cannot be loaded."""
     if models == "broken":
         raise RuntimeError("no such file on this node")
     return SimpleNamespace(
@@ -196,7 +196,7 @@ def load_models(models: str, storage_options: Any = None) -> Any:
         anomaly_ref_id=None,
         defaults={
             "photometry": FakeEntry("photometry", ()),
-            "image": FakeEntry("image", ("a", "b")),
+            **({} if models == "slim" else {"image": FakeEntry("image", ("a", "b"))}),
         },
     )
 

@@ -52,7 +52,7 @@ def archive(tmp_path: Path) -> str:
 def undisturbed(archive: str, tmp_path: Path) -> pa.Table:
     from tests.engine.drive import drive
 
-    drive("serial", archive, str(tmp_path / "undisturbed"))
+    drive("serial", archive, str(tmp_path / "undisturbed"), models="slim")
     return committed_rows(tmp_path / "undisturbed")
 
 

@@ -65,7 +65,7 @@ def test_a_shard_that_kills_its_worker_is_set_aside_and_the_others_are_done(
 ) -> None:
     poison = fakes.make_plan(archive).shards[2]
     fakes.write_archive(Path(archive), die={str(poison.hash_lo): True})
-    result = drive("ray", archive, str(tmp_path / "run"), 2)
+    result = drive("ray", archive, str(tmp_path / "run"), 2, models="slim")
     assert (result["shards_committed"], result["shards_quarantined"]) == (7, 1)
     failures = api.status(str(tmp_path / "run"))["failures"]
     assert {name: [f["kind"] for f in found] for name, found in failures.items()} == {
@@ -74,10 +74,10 @@ def test_a_shard_that_kills_its_worker_is_set_aside_and_the_others_are_done(
 
 
 def test_workers_killed_now_and_then(ray_session: Any, archive: str, tmp_path: Path) -> None:
-    drive("serial", archive, str(tmp_path / "serial"))
+    drive("serial", archive, str(tmp_path / "serial"), models="slim")
     shards = fakes.make_plan(archive).shards
     fakes.write_archive(Path(archive), die_once={str(shards[i].hash_lo): True for i in (1, 6)})
-    assert drive("ray", archive, str(tmp_path / "run"), 2)["state"] == "complete"
+    assert drive("ray", archive, str(tmp_path / "run"), 2, models="slim")["state"] == "complete"
     assert rows(tmp_path / "run") == rows(tmp_path / "serial")
     assert len(list((tmp_path / "run" / "failures").iterdir())) == 2
 
@@ -122,12 +122,12 @@ def test_a_signal_ends_a_ray_run_in_good_order(ray_session: Any, archive: str, t
     watcher = threading.Thread(target=interrupt)
     watcher.start()
     with pytest.raises(RunInterrupted):
-        drive("ray", archive, str(run), 1)
+        drive("ray", archive, str(run), 1, models="slim")
     watcher.join()
     assert not (run / "lease.json").exists()
     fakes.write_archive(Path(archive))
     assert (
-        drive("serial", archive, str(run))["state"] == "complete"
+        drive("serial", archive, str(run), models="slim")["state"] == "complete"
     )  # either executor resumes the other's run
 
 
