@@ -10,7 +10,8 @@ from applecider_batch.features.segments import int_column
 
 STAMPS: tuple[str, ...] = ("Science", "Template", "Difference")
 _MAD_TO_SIGMA = 1.4826
-_ROWS_AT_ONCE = 256  # bounds the memory of the float64 steps
+_ROWS_AT_ONCE = 256  # bounds the memory of the steps between
+_FLOAT32_MAX = np.finfo(np.float32).max
 
 
 def make_cutouts(stamps: pa.Table, profile: Profile) -> np.ndarray:
@@ -74,56 +75,65 @@ def prepare_stamps(pixels: np.ndarray, profile: Profile) -> np.ndarray:
     -------
     ndarray, float32, shape (n, S, S)
     """
-    flat = pixels.reshape(len(pixels), -1)
-    return _place(_normalise(_fill(flat, profile), profile).reshape(pixels.shape), profile)
+    n, size = len(pixels), profile.image_size
+    flat = np.ascontiguousarray(pixels.reshape(n, -1), np.float32)
+    flat = _fill(flat, profile)
+    source, target = _placement(pixels.shape[1:], profile)
+    # Numbers about a stamp come from all of it, the rest of the work is done on what is kept.
+    kept = flat.reshape(pixels.shape)[:, source[0], source[1]]
+    out = np.full((n, size, size), profile.stamp_pad, np.float32)
+    out[:, target[0], target[1]] = _normalise(kept, flat, profile)
+    return out
 
 
 def _fill(flat: np.ndarray, profile: Profile) -> np.ndarray:
-    if profile.stamp_fill == "keep":
+    if profile.stamp_fill == "keep" or np.isfinite(flat).all():
         return flat
     if profile.stamp_fill == "zero":
         return np.nan_to_num(flat, nan=0.0)  # infinities become the largest float32, as upstream does
-    finite = np.isfinite(flat)
-    median = _row_median(np.where(finite, flat, np.nan))
-    return np.where(finite, flat, median[:, None])
+    return np.where(np.isfinite(flat), flat, _row_median(flat)[:, None])
 
 
 def _row_median(flat: np.ndarray) -> np.ndarray:
-    """Median of the numbers of each row, 0 where there is none."""
-    count = np.isfinite(flat).sum(axis=1)
-    ordered = np.sort(flat, axis=1)  # NaN last
-    rows = np.arange(len(flat))
-    low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, flat.shape[1] - 1)
-    median = 0.5 * (ordered[rows, low].astype(np.float64) + ordered[rows, high].astype(np.float64))
-    return np.where(count > 0, median, 0.0).astype(np.float32)
+    """Median of the finite numbers of each row, 0 where there is none; float32 (n,)."""
+    finite = np.isfinite(flat)
+    count = finite.sum(axis=1)
+    out = np.zeros(len(flat), np.float32)
+    for k in np.unique(count[count > 0]).tolist():
+        rows = np.flatnonzero(count == k)
+        values = flat[rows] if k == flat.shape[1] else flat[rows][finite[rows]].reshape(len(rows), k)
+        low, high = (k - 1) // 2, k // 2
+        middle = np.partition(values, sorted({low, high}), axis=1)[:, [low, high]].astype(np.float64)
+        out[rows] = 0.5 * (middle[:, 0] + middle[:, 1])
+    return out
 
 
-def _normalise(flat: np.ndarray, profile: Profile) -> np.ndarray:
+def _normalise(kept: np.ndarray, flat: np.ndarray, profile: Profile) -> np.ndarray:
+    """Normalise the pixels that are kept, (n, h', w'), with numbers from all pixels, (n, h * w)."""
     if profile.stamp_norm == "none":
-        return flat
+        return kept
     if profile.stamp_norm == "l2":
         # Squares in float32 (as upstream: they overflow for the largest float), their sum in float64.
         with np.errstate(over="ignore"):
             norm = np.sqrt((flat * flat).sum(axis=1, dtype=np.float64)).astype(np.float32)
-        return flat / np.where(norm == 0, np.float32(1), norm)[:, None]
-    median = _row_median(flat)[:, None]
+        return kept / np.where(norm == 0, np.float32(1), norm)[:, None, None]
+    median = _row_median(flat)
     with np.errstate(over="ignore"):
-        deviation = flat.astype(np.float64) - median
-    spread = _MAD_TO_SIGMA * _row_median(np.abs(deviation).astype(np.float32)).astype(np.float64)[:, None]
-    return np.arcsinh(deviation / np.where(spread > 0, spread, 1.0)).astype(np.float32)
+        spread = _MAD_TO_SIGMA * _row_median(np.abs(flat - median[:, None])).astype(np.float64)
+        spread = np.where(spread > 0, spread, 1.0).astype(np.float32)
+        scaled = (kept - median[:, None, None]) / spread[:, None, None]
+    return np.arcsinh(np.clip(scaled, -_FLOAT32_MAX, _FLOAT32_MAX))
 
 
-def _place(stamps: np.ndarray, profile: Profile) -> np.ndarray:
-    """Cut or pad to S x S: around the centre, or from the first pixel."""
+def _placement(shape: tuple[int, ...], profile: Profile) -> tuple[list[slice], list[slice]]:
+    """Where the kept pixels lie in the stamp and in the image: around the centre, or from the first pixel."""
     size = profile.image_size
-    out = np.full((len(stamps), size, size), profile.stamp_pad, np.float32)
     source, target = [], []
-    for length in stamps.shape[1:]:
+    for length in shape:
         shift = (length - size) // 2 if profile.stamp_align == "centre" else 0
         source.append(slice(max(shift, 0), min(shift + size, length)))
         target.append(slice(max(-shift, 0), min(length - shift, size)))
-    out[:, target[0], target[1]] = stamps[:, source[0], source[1]]
-    return out
+    return source, target
 
 
 def radial_distance(size: int) -> np.ndarray:

@@ -57,6 +57,22 @@ def test_pixels_that_are_not_finite_become_the_median() -> None:
     assert made[0, 0, 23, 23] == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_wild_pixels_stay_finite(name: str, bad: float) -> None:
+    image = noise()
+    image[10:12, 30] = bad
+    assert np.isfinite(make_cutouts(stamps_table([[image] * 3]), get_profile(name))).all()
+
+
+def test_the_median_is_of_the_finite_pixels() -> None:
+    image = noise()
+    image[:, 40:] = np.nan
+    plain = dataclasses.replace(PAPER, stamp_norm="none", image_size=63)
+    made = make_cutouts(stamps_table([[image] * 3]), plain)
+    assert (made[0, 0, :, 40:] == np.float32(np.nanmedian(image.astype(np.float64)))).all()
+
+
 @pytest.mark.parametrize("shape", [(63, 50), (40, 63), (33, 21), (1, 1), (70, 80)])
 def test_small_and_large_stamps_are_padded_or_cut(shape: tuple[int, int]) -> None:
     for name in ("paper", "upstream-main"):
