@@ -27,6 +27,9 @@ _CANDIDS_AT_ONCE = 20_000_000
 _PACKET_TABLES = ("alerts", "duplicates")
 _STAMPS = ("Science", "Template", "Difference")
 
+SHOWN = 1000
+_QUARANTINE = ["source", "member", "kind", "reason", "message"]
+
 
 @dataclass
 class _Findings:
@@ -263,7 +266,8 @@ def info(url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[
     dict
         ``snapshot``, ``logical_digest``, ``counts``, ``rows`` and ``bytes`` per table (superseded packets
         included), ``parts``, ``runs``, ``nights``, ``jd_max``, ``schema_versions`` (packets per schemavsn),
-        ``sources`` and ``chain`` (newest first).
+        ``sources``, ``quarantine`` (the first :data:`SHOWN` things set aside: source, member, kind, reason,
+        message) and ``chain`` (newest first).
     """
     archive = Archive.open(url, storage_options)
     snapshot = archive.snapshot
@@ -291,6 +295,7 @@ def info(url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[
         "jd_max": snapshot.jd_max,
         "schema_versions": dict(sorted(versions.items())),
         "sources": [source.to_json() for source in snapshot.sources],
+        "quarantine": archive.quarantine().slice(0, SHOWN).select(_QUARANTINE).to_pylist(),
         "chain": _chain(archive.store),
     }
 

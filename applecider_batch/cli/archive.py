@@ -134,7 +134,8 @@ def info(url: UrlArgument, storage_option: StorageOption = None, format: FormatO
     """
     from applecider_batch.archive.verify import info as run
 
-    answer(run(url, storage_options=parse_storage_options(storage_option)), format)
+    result = run(url, storage_options=parse_storage_options(storage_option))
+    answer(result, format, leave_out=("nights", "sources") if len(result["sources"]) > 10 else ())
 
 
 @archive_app.command("verify")
@@ -161,6 +162,9 @@ def verify(
 @archive_app.command("compact")
 def compact(
     url: UrlArgument,
+    full: Annotated[
+        bool, typer.Option("--full", help="Merge everything, not only tiers that are full.")
+    ] = False,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
@@ -173,7 +177,7 @@ def compact(
     from applecider_batch.logs import Progress
 
     with Progress("compact", unit="rows", enabled=not quiet) as progress:
-        result = run(url, storage_options=parse_storage_options(storage_option), progress=progress)
+        result = run(url, full=full, storage_options=parse_storage_options(storage_option), progress=progress)
     answer(result, format, next_command=f"applecider-batch archive gc {url}")
 
 
@@ -181,6 +185,7 @@ def compact(
 def gc(
     url: UrlArgument,
     keep: Annotated[int, typer.Option(min=1, help="Newest snapshots to keep readable.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -192,4 +197,6 @@ def gc(
     """
     from applecider_batch.archive.gc import gc as run
 
-    answer(run(url, keep=keep, storage_options=parse_storage_options(storage_option)), format)
+    answer(
+        run(url, keep=keep, dry_run=dry_run, storage_options=parse_storage_options(storage_option)), format
+    )

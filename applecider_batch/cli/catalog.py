@@ -50,7 +50,12 @@ def build(
     result = build_catalog(
         run, out, allow_partial=allow_partial, storage_options=parse_storage_options(storage_option)
     )
-    answer(result, format, next_command=f"applecider-batch catalog verify {out}")
+    answer(
+        result,
+        format,
+        leave_out=("columns", "identity", "parts"),
+        next_command=f"applecider-batch catalog verify {out}",
+    )
     if result.get("partial"):
         raise typer.Exit(EXIT_SET_ASIDE)
 

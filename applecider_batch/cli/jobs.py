@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from applecider_batch.cli.output import Format, FormatOption, answer
-
-
-class Verb(StrEnum):
-    """What can be submitted."""
-
-    ingest = "ingest"
-    compact = "compact"
-    classify = "classify"
-    catalog_build = "catalog-build"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def submit(
     context: typer.Context,
-    verb: Annotated[Verb, typer.Argument(help="The verb to run as a Ray job.")],
+    verb: Annotated[
+        str, typer.Argument(metavar="VERB", help="ingest, compact, classify, 'catalog build' or train.")
+    ],
     address: Annotated[
         str, typer.Option("--address", metavar="URL", help="Ray's job server, e.g. http://127.0.0.1:8265.")
     ],
@@ -42,7 +34,10 @@ def submit(
     """
     from applecider_batch.engine.submit import submit as run
 
-    result = run(verb.value, context.args, address, follow=follow)
+    arguments = list(context.args)
+    if verb == "catalog" and arguments[:1] == ["build"]:
+        verb, arguments = "catalog-build", arguments[1:]
+    result = run(verb, arguments, address, follow=follow)
     answer(result, format, next_command=None if follow else "applecider-batch status RUN")
     if result.get("exit_code"):
         raise typer.Exit(int(result["exit_code"]))

@@ -18,6 +18,22 @@ from applecider_batch.cli.output import (
 )
 from applecider_batch.errors import EXIT_SET_ASIDE
 
+
+class Executor(StrEnum):
+    """Where the work is done."""
+
+    serial = "serial"
+    ray = "ray"
+
+
+class NumberType(StrEnum):
+    """Number types of the networks."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 ArchiveOption = Annotated[str, typer.Option("--archive", metavar="URL", help="The archive to read.")]
 ModelsOption = Annotated[str, typer.Option("--models", metavar="SET", help="The model set: a folder.")]
 HorizonsOption = Annotated[
@@ -38,14 +54,14 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda."
 ShardObjectsOption = Annotated[
     int, typer.Option("--objects-per-shard", min=1, help="Objects that a shard should hold.")
 ]
+DtypeOption = Annotated[
+    NumberType, typer.Option("--dtype", help="Numbers of the networks; half precision for GPUs only.")
+]
+SnapshotOption = Annotated[
+    int | None,
+    typer.Option("--snapshot", min=1, help="Snapshot of the archive; none takes the run's, else the newest."),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run folder: a path or any fsspec URL.")]
-
-
-class Executor(StrEnum):
-    """Where the work is done."""
-
-    serial = "serial"
-    ray = "ray"
 
 
 def register(app: typer.Typer) -> None:
@@ -106,6 +122,12 @@ def plan(
     batch_size: BatchOption = 64,
     threads: ThreadsOption = 1,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = NumberType.float32,
+    snapshot: SnapshotOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Shard workers, for the estimate of time.")] = 1,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of a GPU-hour, in any currency, for the cost.")
+    ] = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -124,6 +146,10 @@ def plan(
         batch_size=batch_size,
         threads=threads,
         device=device,
+        dtype=dtype.value,
+        snapshot=snapshot,
+        workers=workers,
+        price_per_gpu_hour=price_per_gpu_hour,
         storage_options=parse_storage_options(storage_option),
     )
     answer(
@@ -152,6 +178,12 @@ def classify(
     batch_size: BatchOption = 64,
     threads: ThreadsOption = 1,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = NumberType.float32,
+    snapshot: SnapshotOption = None,
+    autoscale: Annotated[
+        bool,
+        typer.Option("--autoscale", help="The cluster grows on demand; do not refuse what it lacks now."),
+    ] = False,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
@@ -179,6 +211,9 @@ def classify(
         batch_size=batch_size,
         threads=threads,
         device=device,
+        dtype=dtype.value,
+        snapshot=snapshot,
+        autoscale=autoscale,
         storage_options=parse_storage_options(storage_option),
         progress=not quiet,
     )

@@ -69,6 +69,7 @@ def test_the_main_job(shell: Shell) -> None:
     assert done["state"] == "complete"
     assert done["trained"] is False
     assert done["run_id"] == planned["run_id"] == shell("status @run")["run_id"]
+    _promised("status", shell("status @run"))
     _promised("logs", shell("logs @run"))
     _promised("cancel", shell("cancel @run"))
     refused = shell(classify.replace("3,full", "10"), code=4)
@@ -79,7 +80,7 @@ def test_the_main_job(shell: Shell) -> None:
     _promised("catalog verify", verified)
     assert verified["rows"] == built["rows"] == done["rows"]
     _promised("catalog export", shell("catalog export @catalog --to csv --out @catalog.csv"))
-    shell("report @catalog --archive @archive --out @report.html")
+    _promised("report", shell("report @catalog --archive @archive --out @report.html"))
     assert (shell.folder / "report.html").stat().st_size > 10_000
 
 
