@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from applecider_batch import __version__
-from applecider_batch.cli import archive, catalog, demo, jobs, models, runs
+from applecider_batch.cli import archive, catalog, demo, jobs, models, runs, training
 from applecider_batch.errors import EXIT_INTERNAL, EXIT_USAGE, AppleciderError
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def _root(
     configure_logging("DEBUG" if os.environ.get("APPLECIDER_BATCH_DEBUG") == "1" else "INFO")
 
 
-for group in (demo, archive, runs, jobs, catalog, models):
+for group in (demo, archive, runs, jobs, catalog, models, training):
     group.register(app)
 
 

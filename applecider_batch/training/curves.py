@@ -71,14 +71,14 @@ def reliability_figure(bins: Mapping[str, Sequence[float]], title: str) -> bytes
     return _png(figure)
 
 
-def sweep_figure(
-    series: Mapping[str, Sequence[tuple[float, float, float, float]]], ylabel: str
-) -> bytes:
+def sweep_figure(series: Mapping[str, Sequence[tuple[float, float, float, float]]], ylabel: str) -> bytes:
     """A measure by horizon with its interval; ``series``: name -> (horizon, value, low, high), full as 1000."""
     figure, (axes,) = _figure(5.2, 3.6)
     for name, points in series.items():
         x, y, low, high = (np.array(v, float) for v in zip(*points, strict=True))
-        axes.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], marker="o", capsize=2, label=name)
+        axes.errorbar(
+            x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], marker="o", capsize=2, label=name
+        )
     axes.set_xscale("log")
     axes.set(xlabel="horizon / d (1000: full)", ylabel=ylabel)
     axes.legend(fontsize=8)

@@ -112,7 +112,9 @@ def label_table(
     ]
     groups, sources = (_texts(table, c) if c else [None] * len(ids) for c in optional)
     conflict = (
-        table.column(CONFLICT_COLUMN).to_pylist() if CONFLICT_COLUMN in table.column_names else [False] * len(ids)
+        table.column(CONFLICT_COLUMN).to_pylist()
+        if CONFLICT_COLUMN in table.column_names
+        else [False] * len(ids)
     )
     number = {c: i for i, c in enumerate(classes)}
     found: dict[str, tuple[int, str, str]] = {}

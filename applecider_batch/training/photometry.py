@@ -216,7 +216,9 @@ def train_photometry(
     chosen = PRESETS[preset]
     config = chosen.config
     if network == "informer":
-        config = {k: v for k, v in config.items() if k in ("d_model", "n_heads", "n_layers", "d_ff", "dropout")}
+        config = {
+            k: v for k, v in config.items() if k in ("d_model", "n_heads", "n_layers", "d_ff", "dropout")
+        }
     options = replace(chosen.options, seed=seed, device=device, threads=threads, head_epochs=head_epochs)
     if epochs is not None:
         options = replace(options, epochs=epochs)
@@ -228,9 +230,7 @@ def train_photometry(
     dataset, opened = load_curves(archive, table, split or SplitRule(), storage_options)
     store = Store(out)
     digest = write_split(store, dataset.split_table())
-    trained, card = fit_photometry(
-        dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress
-    )
+    trained, card = fit_photometry(dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress)
     return finish(
         store,
         models,

@@ -113,7 +113,9 @@ def vary(batch: Batch, a: Augmentation, rng: np.random.Generator, chosen: np.nda
     return {"x": x, "mask": batch["mask"]}
 
 
-def curve_statistics(values: np.ndarray, offsets: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def curve_statistics(
+    values: np.ndarray, offsets: np.ndarray, items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the first four channels over the events of these curves, float64 (4,)."""
     rows = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in items])
     used = values[rows, :4].astype(np.float64)
@@ -177,7 +179,9 @@ def curve_batches(
         for number in rng.permutation(len(cuts)):
             here = cuts[number]
             items = curves.items[index[here]]
-            batch = pad_sequences(curves.values, curves.offsets, items, int(_full_length(curves, items).max()))
+            batch = pad_sequences(
+                curves.values, curves.offsets, items, int(_full_length(curves, items).max())
+            )
             batch = vary(batch, a, rng, chosen[here])
             keep = rng.random(batch["mask"].shape) >= a.drop * chosen[here][:, None]
             x, mask = truncate(batch, horizon[here], keep)
@@ -192,7 +196,9 @@ def _kept_lengths(curves: Curves, index: np.ndarray, horizon: np.ndarray) -> np.
     out = np.empty(len(index), np.int64)
     log_horizon = np.log1p(horizon)
     for i, (item, h) in enumerate(zip(curves.items[index].tolist(), log_horizon.tolist(), strict=True)):
-        out[i] = np.searchsorted(curves.values[curves.offsets[item] : curves.offsets[item + 1], 0], h, "right")
+        out[i] = np.searchsorted(
+            curves.values[curves.offsets[item] : curves.offsets[item + 1], 0], h, "right"
+        )
     return out
 
 
@@ -319,7 +325,9 @@ class PretrainingTask:
         items = self.curves.validation[-1][0]
         for length, rows in cut_by_length(_full_length(self.curves, items), PREDICT_BATCH):
             raw = pad_sequences(self.curves.values, self.curves.offsets, items[rows], length)
-            batch = self._hide({"x": self.curves.standardised(raw["x"], raw["mask"]), "mask": raw["mask"]}, rng)
+            batch = self._hide(
+                {"x": self.curves.standardised(raw["x"], raw["mask"]), "mask": raw["mask"]}, rng
+            )
             tensors = {k: torch.as_tensor(v).to(device) for k, v in batch.items()}
             total += float(self.loss(network, tensors)) * len(rows)
             count += len(rows)

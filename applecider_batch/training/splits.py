@@ -140,7 +140,9 @@ def tie_siblings(
             chord = 2 * np.sin(np.radians(SIBLING_ARCSEC / 3600) / 2)
             links.append(known[cKDTree(unit).query_pairs(chord, output_type="ndarray")].T)
     row, col = np.concatenate(links, axis=1)
-    _, component = connected_components(coo_array((np.ones(len(row)), (row, col)), shape=(n, n)), directed=False)
+    _, component = connected_components(
+        coo_array((np.ones(len(row)), (row, col)), shape=(n, n)), directed=False
+    )
     first_name: dict[int, str] = {}
     for name, number in sorted(zip(group.astype(str).tolist(), component.tolist(), strict=True)):
         first_name.setdefault(number, name)
@@ -210,9 +212,7 @@ def _lowest(values: np.ndarray | None, of_row: np.ndarray, n: int, rule: str, wh
     return np.where(np.isfinite(out), out, np.nan)
 
 
-def _first_dec(
-    ra: np.ndarray | None, dec: np.ndarray | None, of_row: np.ndarray, n: int
-) -> np.ndarray:
+def _first_dec(ra: np.ndarray | None, dec: np.ndarray | None, of_row: np.ndarray, n: int) -> np.ndarray:
     """Declination of the row whose right ascension stands for the group."""
     out = np.full(n, np.nan)
     if ra is None or dec is None:

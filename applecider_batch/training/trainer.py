@@ -2,7 +2,7 @@
 
 A training's folder::
 
-    OUT/checkpoint-<stage>.pt    network, averaged network, optimiser, epoch, best state, history; one per stage
+    OUT/checkpoint-<stage>.pt    weights, averaged weights, optimiser, epoch, best weights, history; one a stage
     OUT/metrics-<stage>.jsonl    a line an epoch
     OUT/curves-<stage>.png       loss and validation measures by epoch
     OUT/split.parquet            objectId, object_key, class, part
@@ -216,7 +216,9 @@ class _Loop:
             while self.epoch < self.options.epochs and not self._stopped():
                 record = self._epoch()
                 self._save()
-                bar.update(1, loss=f"{record['loss']:.4f}", **{self.task.score: f"{record[self.task.score]:.4f}"})
+                bar.update(
+                    1, loss=f"{record['loss']:.4f}", **{self.task.score: f"{record[self.task.score]:.4f}"}
+                )
         return Trained(self.best_state, self.best_epoch, self.best, self.history)
 
     def _stopped(self) -> bool:
