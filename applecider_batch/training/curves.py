@@ -72,7 +72,7 @@ def reliability_figure(bins: Mapping[str, Sequence[float]], title: str) -> bytes
 
 
 def sweep_figure(series: Mapping[str, Sequence[tuple[float, float, float, float]]], ylabel: str) -> bytes:
-    """A measure by horizon with its interval; ``series``: name -> (horizon, value, low, high), full as 1000."""
+    """A measure by horizon; ``series``: name -> (horizon, value, low, high) each, full as 1000."""
     figure, (axes,) = _figure(5.2, 3.6)
     for name, points in series.items():
         x, y, low, high = (np.array(v, float) for v in zip(*points, strict=True))

@@ -209,7 +209,7 @@ def evaluate_models(
             horizon_name(h): _judge(dataset, answers, log_prob[:, i], members, i, draws, seed)
             for i, h in enumerate(dataset.horizons)
         }
-        for i, h in enumerate(dataset.horizons):
+        for h in dataset.horizons:
             _figures(store, what, horizon_name(h), document["results"][what][horizon_name(h)])
     for measure in SWEPT:
         series = sweep_series(document["results"], dataset.horizons, measure)

@@ -116,7 +116,7 @@ def vary(batch: Batch, a: Augmentation, rng: np.random.Generator, chosen: np.nda
 def curve_statistics(
     values: np.ndarray, offsets: np.ndarray, items: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the first four channels over the events of these curves, float64 (4,)."""
+    """Mean and standard deviation of the first four channels over these curves' events, float64 (4,)."""
     rows = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in items])
     used = values[rows, :4].astype(np.float64)
     return used.mean(0), np.maximum(used.std(0), 1e-6)

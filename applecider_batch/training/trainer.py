@@ -2,7 +2,7 @@
 
 A training's folder::
 
-    OUT/checkpoint-<stage>.pt    weights, averaged weights, optimiser, epoch, best weights, history; one a stage
+    OUT/checkpoint-<stage>.pt    weights, averaged weights, optimiser, epoch, best weights, history
     OUT/metrics-<stage>.jsonl    a line an epoch
     OUT/curves-<stage>.png       loss and validation measures by epoch
     OUT/split.parquet            objectId, object_key, class, part
