@@ -40,7 +40,7 @@ DESCRIPTIONS: dict[Quality, str] = {
     Quality.NEGATIVE_DETECTIONS: "at least one negative detection",
     Quality.SOLAR_SYSTEM_DETECTIONS: "at least one alert with a known solar-system object within 12 arcsec",
     Quality.DRB_MISSING: "no alert carries drb",
-    Quality.IPAC_FAILED: "no alert has rb >= .65, nbad = 0, fwhm <= 5, elong <= 1.2, abs(magdiff) <= .1 (IPAC)",
+    Quality.IPAC_FAILED: "no alert has rb >= .65, nbad = 0, fwhm <= 5, elong <= 1.2, |magdiff| <= .1 (IPAC)",
     Quality.ZTFREST_FAILED: "no alert passes ZTFReST's drb > .9, ndethist >= 2, magpsf > 12",
     Quality.BRIGHT_STAR_NEAR: "ZTFReST's bright star: PS1 source within 15 arcsec, r < 15, sgscore >= .5",
     Quality.HOST_SPECTRUM: "a spectrum taken before t0 exists and was not used",
