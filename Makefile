@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: demo test test-fast lint bench clean install
+.PHONY: demo test lint bench clean install
 
 install: $(STAMP)
 
@@ -18,10 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## simulated survey -> archive -> classify on local Ray -> catalogue -> report
 	$(BIN)/applecider-batch demo demo
 
-test: $(STAMP)  ## lint, types and all tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -29,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(STAMP)  ## what can be measured without any data of one's own
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -1,0 +1,42 @@
+"""All benchmarks that need no data of one's own, one after the other, on a simulated survey (``make bench``).
+
+The others take real files and say how in their first lines: ``golden_table``, ``gate_table``,
+``real_photometry``, ``real_spectra``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CLI = [sys.executable, "-c", "from applecider_batch.cli.main import main; main()"]
+
+
+def main() -> None:
+    """Simulate a survey, then run each benchmark on it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _run([*CLI, "simulate", str(folder / "survey"), "--objects", "150", "--nights", "40", "-q"])
+        _run([*CLI, "ingest", str(folder / "survey" / "alerts"), "--archive", str(folder / "archive"), "-q"])
+        _run([*CLI, "models", "init", str(folder / "models")])
+        nights = sorted(str(night) for night in (folder / "survey" / "alerts").glob("*.tar.gz"))
+        _module("decode", *nights)
+        _module("ingest_memory")
+        for executor in ("serial", "ray"):
+            places = [str(folder / "archive"), str(folder / "models")]
+            _module("kill_and_resume", *places, "--executor", executor, "--objects-per-shard", "15")
+
+
+def _module(name: str, *arguments: str) -> None:
+    print(f"\n== {name}", flush=True)
+    _run([sys.executable, "-m", f"benchmarks.{name}", *arguments], quiet=False)
+
+
+def _run(command: list[str], quiet: bool = True) -> None:
+    subprocess.run(command, check=True, capture_output=quiet)
+
+
+if __name__ == "__main__":
+    main()
