@@ -7,13 +7,15 @@ and the same run gives the same bytes.  Memory is bounded by one shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from applecider_batch.catalog.content import ContentDigest
+from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
+from applecider_batch.catalog.known import KnownList
 from applecider_batch.catalog.run_folder import RunFolder
 from applecider_batch.catalog.store import BATCH_ROWS, CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE
 from applecider_batch.catalog.summary import Summary
@@ -33,6 +35,8 @@ def build_catalog(
     allow_partial: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     rows_per_part: int = ROWS_PER_PART,
+    known: Sequence[KnownList] = (),
+    match: MatchOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Build the catalogue of a run.
@@ -46,6 +50,10 @@ def build_catalog(
         Accept a run with missing shards; the catalogue then says ``partial``.
     rows_per_part : int
         Rows in a Parquet file.
+    known : sequence of KnownList
+        Lists of known sources to cross-match with (:func:`applecider_batch.catalog.known.read_known`).
+    match : MatchOptions, optional
+        Radius, window and lateness of the cross-match.
     progress : Progress, optional
         Counts shards.
 
@@ -65,19 +73,22 @@ def build_catalog(
     out = Store(out_url, storage_options)
     _refuse_foreign(out, run)
 
+    matcher = CrossMatcher(known, match) if known else None
     summary, content = Summary(), ContentDigest()
     committed = [shard for shard in run.shards if shard.shard_id in run.commits]
 
     def tables() -> Iterator[pa.Table]:
         for shard in committed:
             table = run.read_shard(shard)
+            if matcher is not None:
+                table = matcher.annotate(table)
             summary.update(table)
             content.update(table)
             yield table
             if progress is not None:
                 progress.update(rows=summary.rows)
 
-    parts = _write_parts(out, tables(), _build_name(run), rows_per_part)
+    parts = _write_parts(out, tables(), _build_name(run, matcher), rows_per_part)
     _check_sums(run, summary)
     info = {
         "format": FORMAT,
@@ -94,6 +105,7 @@ def build_catalog(
         "quarantined_shards": run.quarantined,
         "degraded_shards": sorted(i for i, record in run.commits.items() if record.get("degraded")),
         "content_sha256": content.hexdigest(),
+        "crossmatch": None if matcher is None else matcher.describe(),
         "parts": parts,
         **summary.as_dict(),
     }
@@ -135,10 +147,11 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
         raise UserError(f"'{out.url}' is not empty and no catalogue.", hint="Choose a new folder.")
 
 
-def _build_name(run: RunFolder) -> str:
+def _build_name(run: RunFolder, matcher: CrossMatcher | None) -> str:
     """Short name of exactly these committed rows: a new build never overwrites the parts of an old one."""
     files = {str(shard_id): record["sha256"] for shard_id, record in run.commits.items()}
-    return json_digest({"files": files, "columns": load_table("catalogue").names})[:12]
+    known = None if matcher is None else matcher.digest
+    return json_digest({"files": files, "columns": load_table("catalogue").names, "known": known})[:12]
 
 
 def _check_sums(run: RunFolder, summary: Summary) -> None:

@@ -38,6 +38,19 @@ def build(
     allow_partial: Annotated[
         bool, typer.Option(help="Build although shards are missing; it says so.")
     ] = False,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--known",
+            metavar="[KIND=]FILE",
+            help="List to cross-match with; KIND transient, minor_planet, variable_star or agn; repeatable.",
+        ),
+    ] = None,
+    match_radius: Annotated[float, typer.Option("--match-radius", help="Arcsec.")] = 3.0,
+    window: Annotated[
+        tuple[float, float], typer.Option("--window", help="Days after the first detection: FROM TO.")
+    ] = (-30.0, 100.0),
+    late_after: Annotated[float, typer.Option("--late-after", help="Days until a report is late.")] = 10.0,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -46,9 +59,18 @@ def build(
     Example: applecider-batch catalog build RUN --out CATALOG
     """
     from applecider_batch.catalog.build import build_catalog
+    from applecider_batch.catalog.crossmatch import MatchOptions
+    from applecider_batch.catalog.known import parse_known, read_known
 
+    options = parse_storage_options(storage_option)
+    lists = [(kind, file) for kind, file in map(parse_known, known or ())]
     result = build_catalog(
-        run, out, allow_partial=allow_partial, storage_options=parse_storage_options(storage_option)
+        run,
+        out,
+        allow_partial=allow_partial,
+        storage_options=options,
+        known=[read_known(file, kind, storage_options=options) for kind, file in lists],
+        match=MatchOptions(match_radius, window, late_after),
     )
     answer(
         result,
