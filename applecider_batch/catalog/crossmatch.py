@@ -56,7 +56,7 @@ class MatchOptions:
 
 @dataclass(frozen=True)
 class Matches:
-    """All pairs within the radius, sorted by (episode, rank): the first pair of an episode decides its status.
+    """All pairs within the radius, sorted by (episode, rank): the first pair decides the status.
 
     Attributes
     ----------
@@ -239,7 +239,7 @@ class CrossMatcher:
         return np.select(conditions, names, "unchecked")
 
     def _eligible(self, episodes: pa.Table, found: Matches, status: np.ndarray) -> pa.Array:
-        """Unreported, in scope, and neither variable nor CV nor AGN by class, star or list; null if unchecked."""
+        """Unreported, in scope, and neither CV nor AGN nor a listed star; null if unchecked."""
 
         def same(column: str, values: Sequence[str]) -> np.ndarray:
             inside = pc.is_in(episodes.column(column), pa.array(values))

@@ -31,7 +31,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "ra": ("ra", "raj2000", "ra_deg", "radeg", "_ra", "ra_icrs", "ramean"),
     "dec": ("dec", "declination", "dej2000", "decj2000", "dec_deg", "decdeg", "_de", "decl", "de_icrs",
             "decmean"),
-    "name": ("iau_name", "iauid", "iau", "name", "objname", "designation", "oname", "id", "objectid", "ztfid"),
+    "name": ("iau_name", "iauid", "iau", "name", "objname", "designation", "oname", "id", "objectid",
+             "ztfid"),
     "type": ("type", "type_raw", "objtype", "class", "spectype", "otype"),
     "date": ("discoverydate", "discovery_date", "disc_date", "discdate", "date", "obsdate", "epoch"),
     "received": ("time_received", "received", "report_date", "creationdate"),
@@ -41,7 +42,9 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _STAMP = re.compile(r'^"?(\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2})(?: - (\d{2}:\d{2}:\d{2}))?"?$')
 _IAU_YEAR = re.compile(r"^(?:SN|AT|TDE)?\s?((?:19|20)\d{2})[A-Za-z]{1,5}$")
-_DATE = re.compile(r"^(\d{3,4})(?:[-/](\d{1,2})(?:[-/](\d{1,2}(?:\.\d+)?))?)?(?:[ T](\d{2}:\d{2}(?::\d{2})?).*)?$")
+_DATE = re.compile(
+    r"^(\d{3,4})(?:[-/](\d{1,2})(?:[-/](\d{1,2}(?:\.\d+)?))?)?(?:[ T](\d{2}:\d{2}(?::\d{2})?).*)?$"
+)
 _BTS_JD = 2458000.0
 _UNIX_JD = 2440587.5
 
@@ -243,7 +246,7 @@ def _angles(series: pl.Series, hours: bool) -> np.ndarray:
 def _discovery(
     frame: pl.DataFrame, found: Mapping[str, str | None], names: Sequence[str | None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the discovery: its date, else a jd or mjd, else BTS's time of peak, else the IAU name's year."""
+    """Bounds of the discovery: its date, else jd or mjd, else BTS's peak, else the IAU name's year."""
     lo, hi = _dates(frame, found["date"])
     for what, zero in (("jd", 0.0), ("mjd", 2400000.5), ("peakt", _BTS_JD)):
         column = found[what]

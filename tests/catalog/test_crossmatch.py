@@ -1,4 +1,4 @@
-"""Known sources: the TNS layout, the search against astropy, the status of an episode, the built catalogue."""
+"""Known sources: the TNS layout, the search against astropy, the status, the built catalogue."""
 
 from __future__ import annotations
 
