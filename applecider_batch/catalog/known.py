@@ -202,7 +202,9 @@ def _known_list(
     ra, dec = _angles(frame[found["ra"]], hours=True), _angles(frame[found["dec"]], hours=False)
     good = np.isfinite(ra) & np.isfinite(dec) & (np.abs(np.nan_to_num(dec)) <= 90.0)
     kept = frame.filter(pl.Series(good))
-    names = _texts(kept, found["name"])
+    # Row by row the first name that is given: a table of many sources has IAU names for some only.
+    columns = [_texts(kept, by_name[alias]) for alias in _ALIASES["name"] if alias in by_name]
+    names = [next((n for n in row if n), None) for row in zip(*columns, strict=True)] or [None] * kept.height
     if "name_prefix" in by_name:  # the TNS dump: prefix and name are two columns
         prefix = _texts(kept, by_name["name_prefix"])
         names = [f"{p or ''}{n}" if n else None for p, n in zip(prefix, names, strict=True)]
@@ -254,7 +256,7 @@ def _discovery(
             given = _numbers(frame[column]) + zero
             missing = np.isnan(lo)
             lo[missing], hi[missing] = given[missing], given[missing]
-    for row in np.flatnonzero(np.isnan(lo)):
+    for row in np.flatnonzero(np.isnan(lo)).tolist():
         year = _IAU_YEAR.match(names[row] or "")
         if year:
             lo[row], hi[row] = _jd(f"{year[1]}-01-01"), _jd(f"{int(year[1]) + 1}-01-01")

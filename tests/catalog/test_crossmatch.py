@@ -116,3 +116,9 @@ def test_built_catalogue(tmp_path: Path) -> None:
         else:
             assert got["known_status"] in ("unreported", "unchecked")
             assert got["xm_tns_name"] is None
+
+
+def test_a_row_without_an_iau_name_has_its_other_name(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("iau_name,name,ra,dec\nSN2020abc,ZTF20x,1,2\n,ZTF20y,3,4\n")
+    assert read_known(str(path), "transient").names == ["SN2020abc", "ZTF20y"]
