@@ -75,7 +75,8 @@ def test_the_main_job(shell: Shell) -> None:
     refused = shell(classify.replace("3,full", "10"), code=4)
     assert "horizons" in refused["error"]
 
-    built = shell("catalog build @run --out @catalog")
+    built = shell("catalog build @run --out @catalog --known @survey/known_transients.csv")
+    _promised("catalog build", built)
     verified = shell("catalog verify @catalog")
     _promised("catalog verify", verified)
     assert verified["rows"] == built["rows"] == done["rows"]
