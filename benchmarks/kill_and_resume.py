@@ -22,6 +22,7 @@ import psutil
 
 COMMAND = [sys.executable, "-c", "from applecider_batch.cli.main import main; main()"]
 WORKERS = ("ShardWorker", "ModelActor")
+START_SECONDS = {False: 3.0, True: 14.0}  # until a session does its first shard, by whether Ray starts too
 
 
 def main() -> int:
@@ -46,7 +47,7 @@ def main() -> int:
         kills = 0
         while kills < arguments.kills:
             run = _classify(arguments, rough, arguments.executor)
-            kills += _kill_one(run, draw, seconds, arguments.executor == "ray")
+            kills += _kill_one(run, draw, seconds / (arguments.kills + 2), arguments.executor == "ray")
             if run.wait() == 0:
                 break
         print(
@@ -64,8 +65,8 @@ def _classify(arguments: argparse.Namespace, run: Path, executor: str) -> subpro
 
 
 def _kill_one(run: subprocess.Popen[bytes], draw: random.Random, seconds: float, ray: bool) -> int:
-    """Kill one process after a random time; 0 if the run ended before."""
-    time.sleep(draw.uniform(1.0, max(2.0, seconds * 0.5)) + (10.0 if ray else 0.0))
+    """Kill one process within so many seconds of its first work; 0 if the run ended before."""
+    time.sleep(START_SECONDS[ray] + draw.uniform(0.0, seconds))
     if run.poll() is not None:
         return 0
     victim, name = psutil.Process(run.pid), "driver"
