@@ -1,4 +1,4 @@
-"""``models init|list|info|verify|import``."""
+"""``models init|list|info|verify|use|import``."""
 
 from __future__ import annotations
 
@@ -92,6 +92,25 @@ def verify(folder: SetArgument, format: FormatOption = Format.human) -> None:
     answer(result, format)
     if result["problems"]:
         raise typer.Exit(EXIT_REFUSED)
+
+
+@models_app.command("use")
+def use(
+    folder: SetArgument,
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="Name of a network in the set.")],
+    format: FormatOption = Format.human,
+) -> None:
+    """Use this network of the set for its modality; resets calibration and anomaly reference.
+
+    Example: applecider-batch models use MODELS informer
+    """
+    from applecider_batch.models.use import use_network
+
+    answer(
+        use_network(folder, network),
+        format,
+        next_command=f"applecider-batch models verify {folder}",
+    )
 
 
 @models_app.command("import")
