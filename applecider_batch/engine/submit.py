@@ -28,6 +28,7 @@ from applecider_batch.schema import jobs_folder
 VERBS: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "train")
 FOLDER_VARIABLE = "APPLECIDER_BATCH_JOB_FOLDER"
 POLL_SECONDS = 1.0
+AGENT_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
 
 _log = get_logger(__name__)
@@ -118,20 +119,26 @@ def _client(address: str) -> Any:
 
 
 def _asked(call: Any, *arguments: Any, **options: Any) -> Any:
-    try:
-        return call(*arguments, **options)
-    except (ConnectionError, RuntimeError, OSError) as error:
-        raise _refused("the job server", error) from error
+    """Ask the job server; a head that has just started has no agent for a while and is asked again."""
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return call(*arguments, **options)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise _refused(None, error) from error
+        time.sleep(POLL_SECONDS)
 
 
-def _refused(where: str, error: Exception) -> ClusterError:
+def _refused(where: str | None, error: Exception) -> ClusterError:
     text = str(error).strip().splitlines()
     hint = (
         "Give the URL of the job server that 'ray start --head' printed, for example http://127.0.0.1:8265."
     )
     if "uthentication" in str(error) or "Unauthorized" in str(error):
         hint = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster."
-    return ClusterError(f"Ray's job server at '{where}' refused: {text[0] if text else error!r}.", hint=hint)
+    server = f"Ray's job server at '{where}'" if where else "Ray's job server"
+    return ClusterError(f"{server} refused: {text[0] if text else error!r}.", hint=hint)
 
 
 def _submission_id(client: Any, verb: str, arguments: Sequence[str]) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from applecider_batch.engine import api
+from applecider_batch.engine import submit as submit_module
 from applecider_batch.engine.submit import VERBS, last_document, submit
 from applecider_batch.errors import ClusterError, UsageError
 from applecider_batch.schema import jobs_folder
@@ -54,6 +55,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={dashboard}"),
         *(f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats"),
         *(f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.1"),
+        # The agent gives up for good where another Ray on this machine holds its usual port.
+        f"--dashboard-agent-listen-port={free_port()}",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = folder / "head.log"
@@ -93,6 +96,36 @@ def test_classify_as_a_job(
     refused = submit("classify", [*arguments, "--horizons", "3"], head.jobs, follow=True)
     assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
     assert "what differs: the horizons" in capsys.readouterr().err
+
+
+def test_a_head_that_has_just_started_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "POLL_SECONDS", 0.01)
+    asked = []
+
+    def call(word: str) -> str:
+        asked.append(word)
+        if len(asked) < 3:
+            raise RuntimeError("status code 500: No available agent to submit job, please try again later..")
+        return "done"
+
+    assert submit_module._asked(call, "x") == "done"
+    assert asked == ["x"] * 3
+    monkeypatch.setattr(submit_module, "AGENT_SECONDS", 0.0)
+    asked.clear()
+    with pytest.raises(ClusterError, match="No available agent"):
+        submit_module._asked(call, "x")
+
+
+def test_another_refusal_is_told_at_once() -> None:
+    asked = []
+
+    def call() -> None:
+        asked.append(1)
+        raise RuntimeError("status code 400: no")
+
+    with pytest.raises(ClusterError, match="status code 400"):
+        submit_module._asked(call)
+    assert len(asked) == 1
 
 
 def test_an_unknown_verb_is_refused() -> None:
