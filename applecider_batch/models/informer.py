@@ -30,10 +30,12 @@ class InformerConfig:
     d_ff: int = 512
     n_classes: int = 5
     dropout: float = 0.2
-    seq_len: int = 257
+    seq_len: int = 0  # 0: 257 events, in upstream's form 96
     upstream_form: bool = False
 
     def __post_init__(self) -> None:
+        if self.seq_len == 0:
+            object.__setattr__(self, "seq_len", 96 if self.upstream_form else 257)
         if self.d_model % self.n_heads or self.d_model % 2:
             raise UserError(f"d_model {self.d_model} must be even and a multiple of n_heads {self.n_heads}")
         if not 1 <= self.seq_len <= MAX_POSITIONS:

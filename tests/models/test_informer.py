@@ -96,6 +96,11 @@ def test_longer_sequences_lose_their_end() -> None:
     assert torch.allclose(latent, cut_latent)
 
 
+def test_default_lengths() -> None:
+    assert build().config.seq_len == 257
+    assert build(upstream_form=True).config.seq_len == 96
+
+
 def test_inference_repeats() -> None:
     network = seed_weights(build(seq_len=8, d_model=16, n_heads=2, n_layers=1, d_ff=32))
     x, mask = torch.randn(2, 8, 7), torch.ones(2, 8, dtype=torch.bool)
@@ -106,8 +111,8 @@ def test_inference_repeats() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(UserError, match="seq_len 0"):
-        build(seq_len=0)
+    with pytest.raises(UserError, match="seq_len -1"):
+        build(seq_len=-1)
     with pytest.raises(UserError, match="multiple of n_heads"):
         build(d_model=10, n_heads=4)
     network = build(seq_len=8, d_model=16, n_heads=2, n_layers=1, d_ff=32)

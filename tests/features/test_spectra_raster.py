@@ -1,0 +1,235 @@
+"""Rasterised line plots against matplotlib's own pictures, in pixels and in time."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from applecider_batch.errors import UserError
+from applecider_batch.features.loess import loess
+from applecider_batch.features.spectra_raster import rasterise, render_spectra
+
+matplotlib.use("Agg")
+
+RANGE = 0.02  # of the pixels' range
+
+
+def matplotlib_ink(y: np.ndarray, dpi: float = 100.0, *, png: bool = False) -> np.ndarray:
+    """255 minus the grey level that matplotlib draws with its default settings, (288, 288)."""
+    import matplotlib.pyplot as plt
+
+    inches = 288 / dpi
+    figure, axes = plt.subplots(figsize=(inches, inches), dpi=dpi)
+    figure.subplots_adjust(0, 0, 1, 1)
+    axes.axis("off")
+    axes.plot(y, "k", linewidth=1.0)
+    axes.set_xlim(0, len(y) - 1)
+    if np.ptp(y):
+        axes.set_ylim(y.min(), y.max())
+    if png:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=dpi)
+        file.seek(0)
+        grey = (plt.imread(file)[..., 0] * 255).round().astype(np.uint8)
+    else:
+        figure.canvas.draw()
+        grey = np.asarray(figure.canvas.buffer_rgba())[..., 0].copy()
+    plt.close(figure)
+    return 255 - grey
+
+
+def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Mean and root mean square difference, share of pixels beyond 2 %, of the range."""
+    error = np.abs(ours.astype(float) - theirs) / 255
+    return float(error.mean()), float(np.sqrt((error**2).mean())), float((error > RANGE).mean())
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Mean within 0.6 %, RMS within 2.5 %, 91 % of all pixels each within 2 % of the range."""
+    mean, rms, beyond = differences(ours, theirs)
+    return mean <= 0.006 and rms <= 0.025 and beyond <= 0.09
+
+
+def curve(name: str, n: int = 4096) -> np.ndarray:
+    rng, t = np.random.default_rng(7), np.linspace(0, 1, n)
+    made: dict[str, Callable[[], np.ndarray]] = {
+        "white noise": lambda: rng.normal(size=n),
+        "random walk": lambda: rng.normal(size=n).cumsum(),
+        "wave": lambda: np.sin(30 * t),
+        "noisy wave": lambda: np.sin(20 * t) + 0.05 * rng.normal(size=n),
+        "step": lambda: (t > 0.5).astype(float),
+        "one spike": lambda: (np.arange(n) == n // 2).astype(float),
+        "falling line": lambda: -t,
+        "gaps": lambda: np.where((t > 0.2) & (t < 0.7), np.sin(40 * t) + 0.2 * rng.normal(size=n), 0.0),
+    }
+    return made[name]()
+
+
+NAMES = ("white noise", "random walk", "wave", "noisy wave", "step", "one spike", "falling line", "gaps")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dpi", [100.0, 72.0])
+def test_is_matplotlibs_picture(name: str, dpi: float) -> None:
+    y = curve(name)
+    picture = rasterise(y[None], line_width_px=dpi / 72)[0]
+    theirs = matplotlib_ink(y, dpi)
+    assert close(picture, theirs), differences(picture, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [("wave", 103), ("random walk", 300), ("wave", 3481), ("white noise", 9000)]
+)
+def test_any_number_of_samples(name: str, n: int) -> None:
+    y = curve(name, n)
+    assert close(rasterise(y[None])[0], matplotlib_ink(y))
+    if name == "wave":
+        assert close(rasterise(y[None], overlap=False)[0], matplotlib_ink(y))
+
+
+def test_two_samples_are_a_diagonal() -> None:
+    y = np.array([0.0, 1.0])
+    assert close(rasterise(y[None])[0], matplotlib_ink(y))
+
+
+def test_other_pictures_would_not_pass() -> None:
+    """The measure tells a picture from one moved by a pixel, mirrored, thicker, or blank."""
+    y = curve("noisy wave")
+    theirs = matplotlib_ink(y)
+    picture = rasterise(y[None])[0]
+    wrong = (
+        np.roll(picture, 1, axis=0),
+        np.roll(picture, 1, axis=1),
+        picture[::-1],
+        picture[:, ::-1],
+        picture.T,
+        255 - picture,
+        np.zeros_like(picture),
+        rasterise(y[None], line_width_px=2.0)[0],
+        rasterise(y[None], line_width_px=1.0)[0],
+    )
+    assert close(picture, theirs)
+    assert not any(close(other, theirs) for other in wrong)
+
+
+def real_spectra(shared_data: Path, n: int) -> np.ndarray:
+    """(n, 4096) float32 spectra on the paper's grid, 0 where not covered."""
+    table = pq.read_table(
+        shared_data / "spectra" / "spectra.parquet", columns=["wavelength", "flux", "redshift", "n_points"]
+    )
+    grid = np.linspace(3850.0, 8500.0, 4096)
+    rows: list[np.ndarray] = []
+    for i in np.random.default_rng(11).permutation(table.num_rows).tolist():
+        wave, flux = (np.array(table[name][i].as_py(), float) for name in ("wavelength", "flux"))
+        z = table["redshift"][i].as_py() or 0.0
+        y = np.interp(grid, wave / (1 + z), flux, left=0.0, right=0.0)
+        if np.ptp(y) > 0:
+            rows.append(y / np.abs(y).max())
+        if len(rows) == n:
+            break
+    return np.array(rows, np.float32)
+
+
+def test_real_spectra_within_two_percent(shared_data: Path) -> None:
+    """Every channel: mean and RMS over pictures within 2 % of the range; each picture close."""
+    flux = real_spectra(shared_data, 12)
+    pictures = render_spectra(flux)
+    for channel, span in enumerate((None, 0.05, 0.1)):
+        curves = flux if span is None else loess(flux.astype(float), span)
+        theirs = [matplotlib_ink(y) for y in curves]
+        found = [differences(ours, other) for ours, other in zip(pictures[:, channel], theirs, strict=True)]
+        mean, rms, beyond = np.mean(found, axis=0)
+        assert mean <= 0.003
+        assert rms <= RANGE
+        assert beyond <= 0.05
+        assert all(close(ours, other) for ours, other in zip(pictures[:, channel], theirs, strict=True))
+
+
+def test_channels_are_raw_and_smoothed() -> None:
+    flux = np.stack([curve("noisy wave"), curve("gaps")])
+    pictures = render_spectra(flux)
+    assert pictures.shape == (2, 3, 288, 288)
+    assert pictures.dtype == np.uint8
+    assert np.array_equal(pictures[:, 0], rasterise(flux))
+    for channel, span in ((1, 0.05), (2, 0.1)):
+        expected = rasterise(loess(flux, span, points=4 * 288 + 1), overlap=False)
+        assert np.abs(pictures[:, channel].astype(int) - expected).max() <= 1
+
+
+def test_batch_and_order_change_nothing() -> None:
+    rng = np.random.default_rng(5)
+    curves = rng.normal(size=(70, 500)).cumsum(axis=1)
+    together = rasterise(curves)
+    order = rng.permutation(70)
+    assert np.array_equal(rasterise(curves[order]), together[order])
+    for i in (0, 31, 32, 69):
+        assert np.array_equal(rasterise(curves[i : i + 1])[0], together[i])
+    # Matrix products round by the batch: one level at most.
+    smooth = render_spectra(curves[:40])
+    assert np.abs(render_spectra(curves[7:8])[0].astype(int) - smooth[7]).max() <= 1
+
+
+def test_scale_and_unit_of_the_flux_do_not_matter() -> None:
+    y = curve("noisy wave")[None]
+    assert np.abs(rasterise(y * 1e-17 + 3e-16).astype(int) - rasterise(y)).max() <= 1
+
+
+def test_curves_that_cannot_be_drawn_leave_the_others_alone() -> None:
+    good = curve("wave", 400)
+    curves = np.stack(
+        [good, np.full(400, np.nan), np.where(np.arange(400) == 7, np.inf, good), good, np.full(400, 5.0)]
+    )
+    pictures = render_spectra(curves)
+    assert not pictures[1:3].any()
+    assert np.array_equal(pictures[3], pictures[0])
+    # A constant lies in the middle: 1.389 px of ink around the line between rows 143 and 144.
+    column = pictures[4, 0, :, 100].astype(int)
+    assert np.flatnonzero(column).tolist() == [143, 144]
+    assert column.sum() == pytest.approx(255 * 1.389, rel=0.01)
+    assert not render_spectra(curves[1:2]).any()
+    assert render_spectra(curves[:0]).shape == (0, 3, 288, 288)
+
+
+def test_bad_shapes_and_widths_are_refused() -> None:
+    with pytest.raises(UserError, match=r"shape \(n, N\)"):
+        rasterise(np.zeros(10))
+    with pytest.raises(UserError, match=r"N of at least 2; given \(3, 1\)"):
+        rasterise(np.zeros((3, 1)))
+    with pytest.raises(UserError, match="width must be between 0 and 288 pixels; given 0"):
+        rasterise(np.zeros((1, 5)), line_width_px=0)
+    with pytest.raises(UserError, match="at least 80 samples"):
+        render_spectra(np.zeros((1, 50)))
+
+
+def test_is_much_faster_than_a_plotting_script() -> None:
+    """Three pictures of a very noisy spectrum, LOESS included, against subplots + plot + savefig; CPU time.
+
+    `benchmarks/spectra_raster.py` measures 120 to 140 times on real spectra, and here it is 90: noise costs ink.
+    Half of that leaves room for what else the machine does.
+    """
+    rng = np.random.default_rng(3)
+    flux = np.stack(
+        [loess(rng.normal(size=(1, 4096)), 0.01)[0] + 0.1 * rng.normal(size=4096) for _ in range(32)]
+    )
+    flux = flux.astype(np.float32)
+    render_spectra(flux)
+    matplotlib_ink(flux[0], png=True)
+
+    def fastest(work: Callable[[], object], repeats: int) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.process_time()
+            work()
+            times.append(time.process_time() - start)
+        return min(times)
+
+    ours = fastest(lambda: render_spectra(flux), 5) / len(flux)
+    theirs = 3 * fastest(lambda: [matplotlib_ink(y, png=True) for y in flux[:6]], 3) / 6
+    assert theirs / ours > 45, f"{theirs * 1e3:.1f} ms against {ours * 1e3:.3f} ms"
