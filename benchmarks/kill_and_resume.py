@@ -22,7 +22,7 @@ import psutil
 
 COMMAND = [sys.executable, "-c", "from applecider_batch.cli.main import main; main()"]
 WORKERS = ("ShardWorker", "ModelActor")
-START_SECONDS = {False: 3.0, True: 14.0}  # until a session does its first shard, by whether Ray starts too
+START_SECONDS = {False: 3.0, True: 9.0}  # until a session does its first shard, by whether Ray starts too
 
 
 def main() -> int:
