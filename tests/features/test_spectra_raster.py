@@ -211,8 +211,8 @@ def test_bad_shapes_and_widths_are_refused() -> None:
 def test_is_much_faster_than_a_plotting_script() -> None:
     """Three pictures of a very noisy spectrum, LOESS included, against subplots + plot + savefig; CPU time.
 
-    `benchmarks/spectra_raster.py` measures 120 to 140 times on real spectra, and here it is 90: noise costs ink.
-    Half of that leaves room for what else the machine does.
+    `benchmarks/spectra_raster.py` measures 120 to 140 times on real spectra, and here it is 90: noise costs
+    ink. Half of that leaves room for what else the machine does.
     """
     rng = np.random.default_rng(3)
     flux = np.stack(
