@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -30,6 +31,22 @@ class Head(NamedTuple):
 
     jobs: str
     gcs: str
+    environment: dict[str, str]
+
+    def submit(self, verb: str, arguments: list[str]) -> tuple[dict[str, Any], str]:
+        """``submit`` by its command, in a process that knows this head's token alone: answer and stderr."""
+        code = "from applecider_batch.cli.main import main; main()"
+        words = ["submit", verb, "--address", self.jobs, "--follow", "--format", "json", *arguments]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        assert done.returncode == answer["exit_code"], done.stderr
+        return answer, done.stderr
 
 
 def free_port() -> int:
@@ -48,8 +65,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token = tmp_path_factory.mktemp("auth") / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
     ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={gcs}"),
         *("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={dashboard}"),
@@ -58,7 +73,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         # The agent gives up for good where another Ray on this machine holds its usual port.
         f"--dashboard-agent-listen-port={free_port()}",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # Earlier tests in this process leave a token of their own, which would go before the head's.
+    environment = {**os.environ, **ours, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_AUTH_TOKEN", None)
     log = folder / "head.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
@@ -67,35 +84,29 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
-    yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}")
+    yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_classify_as_a_job(
-    head: Head, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classify_as_a_job(head: Head, inputs: Inputs, tmp_path: Path) -> None:
     arguments = ["--archive", inputs.archive, "--models", inputs.models, "--run", str(tmp_path / "run")]
     arguments += ["--horizons", "10,full", "--objects-per-shard", "12", "--workers", "1", "--device", "cpu"]
-    answer = submit("classify", arguments, head.jobs, follow=True)
-    said = capsys.readouterr()
-    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said.err
-    assert said.out == "", "the log goes to stderr"
+    answer, said = head.submit("classify", arguments)
+    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
     assert answer["result"]["state"] == "complete"
     assert answer["result"]["run_id"] == api.status(str(tmp_path / "run"))["run_id"]
     # The same again is another job (the first has ended), and the run is already done.
-    again = submit("classify", arguments, head.jobs, follow=True)
+    again, _ = head.submit("classify", arguments)
     assert again["submission_id"] == f"{answer['submission_id']}-2"
     assert again["result"]["objects"] == answer["result"]["objects"]
     # Another selection into the same run is refused, and the job tells so.
-    refused = submit("classify", [*arguments, "--horizons", "3"], head.jobs, follow=True)
+    refused, said = head.submit("classify", [*arguments, "--horizons", "3"])
     assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
-    assert "what differs: the horizons" in capsys.readouterr().err
+    assert "what differs: the horizons" in said
 
 
 def test_a_head_that_has_just_started_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -564,11 +564,13 @@ def test_stem_channels_only_as_the_card_says(tmp_path: Path) -> None:
         file, "upstream-archive", card | {"remap": {"stem_channels": [2, 0, 1, -1]}}, network="xastrominn"
     )
     assert any("channels [2, 0, 1, -1] of 3" in line for line in report["remaps"])
-    images, metadata = torch.randn(2, 4, 49, 49), torch.randn(2, 24)
+    images = torch.randn(2, 4, 49, 49, dtype=torch.float64)
+    metadata = torch.randn(2, 24, dtype=torch.float64)
     plain = build_network("upstream-main", "astrominn", **TINY).eval()
     plain.load_state_dict(three)
-    ours = ModelSet.load(tmp_path / "set").entry("xastrominn").build()
-    assert torch.allclose(ours(images, metadata), plain(images[:, [1, 2, 0]], metadata), atol=1e-5)
+    plain.double()
+    ours = ModelSet.load(tmp_path / "set").entry("xastrominn").build().double()
+    assert torch.allclose(ours(images, metadata), plain(images[:, [1, 2, 0]], metadata), rtol=1e-9)
 
 
 def test_other_columns_by_name(tmp_path: Path) -> None:
@@ -582,12 +584,13 @@ def test_other_columns_by_name(tmp_path: Path) -> None:
     entry = ModelSet.load(tmp_path / "set").entry("astrominn")
     assert entry.card.feature_names == UPSTREAM_METADATA
     assert entry.card.normalisation["metadata"].mean == tuple(map(float, range(24)))
-    images, metadata = torch.randn(2, 3, 49, 49), torch.randn(2, 24)
+    images = torch.randn(2, 3, 49, 49, dtype=torch.float64)
+    metadata = torch.randn(2, 24, dtype=torch.float64)
     trained = build_network("upstream-main", "astrominn", **TINY).eval()
     trained.load_state_dict(entry.state_dict())
-    assert torch.allclose(
-        entry.build()(images, metadata), trained(images, metadata[:, shuffled.tolist()]), atol=1e-5
-    )
+    trained.double()
+    ours = entry.build().double()
+    assert torch.allclose(ours(images, metadata), trained(images, metadata[:, shuffled.tolist()]), rtol=1e-9)
 
 
 def test_columns_that_the_profile_does_not_deliver_are_refused(tmp_path: Path) -> None:
