@@ -1,12 +1,14 @@
-"""``train photometry|spectra``, ``evaluate models``, ``calibrate``."""
+"""``train``, ``evaluate models``, ``calibrate``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from applecider_batch.cli.option_groups import expand_groups
 from applecider_batch.cli.output import (
     Format,
     FormatOption,
@@ -17,37 +19,10 @@ from applecider_batch.cli.output import (
     say,
 )
 
-if TYPE_CHECKING:
-    from applecider_batch.training.splits import SplitRule
-
 train_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Train networks on labelled objects of an archive."
 )
 evaluate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Say what networks are worth.")
-
-ArchiveOption = Annotated[str, typer.Option("--archive", metavar="URL", help="The archive to read.")]
-LabelsOption = Annotated[
-    str,
-    typer.Option(
-        "--labels", metavar="FILE", help="Label table, Parquet or CSV: objectId and class5, class10 or type."
-    ),
-]
-LabelColumnOption = Annotated[
-    str | None, typer.Option("--label-column", help="Column of the class, if not one of those.")
-]
-ModelsOption = Annotated[str, typer.Option("--models", metavar="SET", help="The model set.")]
-OutOption = Annotated[
-    str, typer.Option("--out", metavar="DIR", help="The training's folder; resumed if it is there.")
-]
-EpochsOption = Annotated[
-    int | None, typer.Option("--epochs", min=1, help="At most; the preset's if not given.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and batches.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda (then in mixed precision).")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of the result.")]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name in the model set; the network's if not given.")
-]
 
 
 class Rule(StrEnum):
@@ -89,17 +64,92 @@ class Part(StrEnum):
     all = "all"
 
 
-SplitOption = Annotated[
-    Rule,
-    typer.Option(
-        "--split",
-        help="By object (stratified, seeded), date of t0, HEALPix block, or hash of the object's name.",
-    ),
-]
-SplitSeedOption = Annotated[int, typer.Option("--split-seed", min=0, help="Seed of the split.")]
-ValidationOption = Annotated[float, typer.Option("--validation", help="Share of objects that validate.")]
-TestOption = Annotated[float, typer.Option("--test", help="Share of objects that test.")]
-PresetOption = Annotated[Preset, typer.Option("--preset", help="Sizes of the paper, or small for a CPU.")]
+@dataclass(frozen=True, kw_only=True)
+class LabelledData:
+    """Labelled objects of an archive, the networks, and where to compute."""
+
+    archive: Annotated[str, typer.Option("--archive", metavar="URL", help="The archive to read.")]
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="Label table, Parquet or CSV: objectId and class5, class10 or type.",
+        ),
+    ]
+    models: Annotated[str, typer.Option("--models", metavar="SET", help="The model set.")]
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="Column of the class, if not one of those.")
+    ] = None
+    split: Annotated[
+        Rule,
+        typer.Option(
+            "--split",
+            help="By object (stratified, seeded), date of t0, HEALPix block, or hash of the object's name.",
+        ),
+    ] = Rule.object
+    split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Seed of the split.")] = 0
+    validation: Annotated[float, typer.Option("--validation", help="Share of objects that validate.")] = 0.15
+    test: Annotated[float, typer.Option("--test", help="Share of objects that test.")] = 0.15
+    device: Annotated[
+        str, typer.Option("--device", help="cpu or cuda (training there is in mixed precision).")
+    ] = "cpu"
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of the result.")] = 1
+    storage_option: StorageOption = None
+    format: FormatOption = Format.human
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the function behind the command."""
+        from applecider_batch.training.splits import SplitRule
+
+        return {
+            "split": SplitRule(
+                self.split.value, seed=self.split_seed, validation=self.validation, test=self.test
+            ),
+            "label_column": self.label_column,
+            "device": self.device,
+            "threads": self.threads,
+            "storage_options": parse_storage_options(self.storage_option),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(LabelledData):
+    """What all trainings take."""
+
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The training's folder; resumed if it is there.")
+    ]
+    preset: Annotated[Preset, typer.Option("--preset", help="Sizes of the paper, or small for a CPU.")] = (
+        Preset.paper
+    )
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="At most; the preset's if not given.")
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and batches.")] = 0
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name in the model set; the network's if not given.")
+    ] = None
+    quiet: QuietOption = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the function behind the command."""
+        return super().arguments() | {
+            "preset": self.preset.value,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "name": self.name,
+            "progress": not self.quiet,
+        }
+
+    def answer(self, result: dict[str, Any]) -> None:
+        """Write the summary and name the next command."""
+        answer(
+            result,
+            self.format,
+            next_command=f"applecider-batch evaluate models --archive {self.archive} --labels {self.labels} "
+            f"--models {self.models} --out EVALUATION",
+        )
 
 
 def register(app: typer.Typer) -> None:
@@ -109,28 +159,10 @@ def register(app: typer.Typer) -> None:
     app.command()(calibrate)
 
 
-def _rule(split: Rule, seed: int, validation: float, test: float) -> SplitRule:
-    from applecider_batch.training.splits import SplitRule
-
-    return SplitRule(split.value, seed=seed, validation=validation, test=test)
-
-
-def _finish(result: dict[str, Any], format: Format, archive: str, labels: str, models: str) -> None:
-    answer(
-        result,
-        format,
-        next_command=f"applecider-batch evaluate models --archive {archive} --labels {labels} "
-        f"--models {models} --out EVALUATION",
-    )
-
-
 @train_app.command("photometry")
+@expand_groups
 def photometry(
-    archive: ArchiveOption,
-    labels: LabelsOption,
-    models: ModelsOption,
-    out: OutOption,
-    preset: PresetOption = Preset.paper,
+    given: Training,
     network: Annotated[
         PhotometryNetwork, typer.Option("--network", help="The paper's transformer, or its baseline.")
     ] = PhotometryNetwork.cls_transformer,
@@ -140,19 +172,6 @@ def photometry(
     head_epochs: Annotated[
         int, typer.Option("--head-epochs", min=0, help="Gradual unfreezing: the head alone at first.")
     ] = 0,
-    split: SplitOption = Rule.object,
-    split_seed: SplitSeedOption = 0,
-    validation: ValidationOption = 0.15,
-    test: TestOption = 0.15,
-    epochs: EpochsOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = 1,
-    label_column: LabelColumnOption = None,
-    name: NameOption = None,
-    storage_option: StorageOption = None,
-    format: FormatOption = Format.human,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a light-curve network: random horizons, focal loss, early stop on macro-AUPRC.
 
@@ -164,50 +183,25 @@ def photometry(
     from applecider_batch.training.photometry import train_photometry
 
     result = train_photometry(
-        archive,
-        labels,
-        out,
-        models,
-        preset=preset.value,
+        given.archive,
+        given.labels,
+        given.out,
+        given.models,
         network=network.value,
-        split=_rule(split, split_seed, validation, test),
         pretrain_epochs=pretrain_epochs,
         head_epochs=head_epochs,
-        epochs=epochs,
-        seed=seed,
-        device=device,
-        threads=threads,
-        label_column=label_column,
-        name=name,
-        storage_options=parse_storage_options(storage_option),
-        progress=not quiet,
+        **given.arguments(),
     )
-    _finish(result, format, archive, labels, models)
+    given.answer(result)
 
 
 @train_app.command("spectra")
+@expand_groups
 def spectra(
-    archive: ArchiveOption,
-    labels: LabelsOption,
-    models: ModelsOption,
-    out: OutOption,
-    preset: PresetOption = Preset.paper,
+    given: Training,
     classes: Annotated[
         ClassSet, typer.Option("--classes", help="Outputs; ten are summed to five when used.")
     ] = ClassSet.ten,
-    split: SplitOption = Rule.object,
-    split_seed: SplitSeedOption = 0,
-    validation: ValidationOption = 0.15,
-    test: TestOption = 0.15,
-    epochs: EpochsOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = 1,
-    label_column: LabelColumnOption = None,
-    name: NameOption = None,
-    storage_option: StorageOption = None,
-    format: FormatOption = Format.human,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a SpectraNet: focal loss, class-balanced weights, blanked edges, unknown redshifts.
 
@@ -219,46 +213,22 @@ def spectra(
     from applecider_batch.training.spectra import train_spectra
 
     result = train_spectra(
-        archive,
-        labels,
-        out,
-        models,
-        preset=preset.value,
-        class_set=classes.value,
-        split=_rule(split, split_seed, validation, test),
-        epochs=epochs,
-        seed=seed,
-        device=device,
-        threads=threads,
-        label_column=label_column,
-        name=name,
-        storage_options=parse_storage_options(storage_option),
-        progress=not quiet,
+        given.archive, given.labels, given.out, given.models, class_set=classes.value, **given.arguments()
     )
-    _finish(result, format, archive, labels, models)
+    given.answer(result)
 
 
 @evaluate_app.command("models")
+@expand_groups
 def evaluate(
-    archive: ArchiveOption,
-    labels: LabelsOption,
-    models: ModelsOption,
+    given: LabelledData,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for numbers and figures.")],
     part: Annotated[Part, typer.Option("--part", help="Side of the split to judge on.")] = Part.test,
     horizons: Annotated[
         str, typer.Option("--horizons", metavar="DAYS,…", help="Days after t0, and 'full'.")
     ] = "3,5,10,20,30,50,100,full",
     draws: Annotated[int, typer.Option("--draws", min=0, help="Resamples for the intervals.")] = 200,
-    split: SplitOption = Rule.object,
-    split_seed: SplitSeedOption = 0,
-    validation: ValidationOption = 0.15,
-    test: TestOption = 0.15,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = 1,
-    label_column: LabelColumnOption = None,
-    storage_option: StorageOption = None,
-    format: FormatOption = Format.human,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 0,
 ) -> None:
     """Judge the networks in use by modality and fused: horizon sweep, intervals, figures, source probe.
 
@@ -271,19 +241,15 @@ def evaluate(
     from applecider_batch.training.evaluate import evaluate_models
 
     result = evaluate_models(
-        archive,
-        labels,
-        models,
+        given.archive,
+        given.labels,
+        given.models,
         out,
         part=part.value,
-        split=_rule(split, split_seed, validation, test),
         horizons=parse_horizons(horizons),
         draws=draws,
         seed=seed,
-        label_column=label_column,
-        device=device,
-        threads=threads,
-        storage_options=parse_storage_options(storage_option),
+        **given.arguments(),
     )
     for name, found in result["source_probe"].items():
         if found.get("void"):
@@ -295,10 +261,11 @@ def evaluate(
             say(f"The source probe cannot judge {name}: {found['why_not']}.")
     if not result["trained"]:
         say("Warning: the weights of this model set are untrained.")
-    if format is Format.json:
-        answer(result, format)
+    if given.format is Format.json:
+        answer(result, given.format)
     else:
-        answer(_short(result), format, next_command=f"the figures and evaluation.json in {out}")
+        next_command = f"the figures and evaluation.json in {out}"
+        answer(_short(result), given.format, next_command=next_command)
 
 
 def _short(result: dict[str, Any]) -> dict[str, Any]:
@@ -320,20 +287,8 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
     return {**{k: result[k] for k in kept}, "results": rows}
 
 
-def calibrate(
-    archive: ArchiveOption,
-    labels: LabelsOption,
-    models: ModelsOption,
-    split: SplitOption = Rule.object,
-    split_seed: SplitSeedOption = 0,
-    validation: ValidationOption = 0.15,
-    test: TestOption = 0.15,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = 1,
-    label_column: LabelColumnOption = None,
-    storage_option: StorageOption = None,
-    format: FormatOption = Format.human,
-) -> None:
+@expand_groups
+def calibrate(given: LabelledData) -> None:
     """Fit temperatures on the validation objects and write them into the model set.
 
     Give the split that the networks were trained with.
@@ -342,22 +297,13 @@ def calibrate(
     """
     from applecider_batch.training.calibrate import calibrate as run
 
-    result = run(
-        archive,
-        labels,
-        models,
-        split=_rule(split, split_seed, validation, test),
-        label_column=label_column,
-        device=device,
-        threads=threads,
-        storage_options=parse_storage_options(storage_option),
-    )
+    result = run(given.archive, given.labels, given.models, **given.arguments())
     if not result["calibrated"]:
         few = [name for name, count in result["counts"].items() if count < result["min_per_class"]]
         say(f"Not called calibrated: fewer than {result['min_per_class']} objects of {', '.join(few)}.")
     answer(
         result,
-        format,
+        given.format,
         leave_out=("format",),
-        next_command=f"applecider-batch classify --archive {archive} --models {models} --run RUN",
+        next_command=f"applecider-batch classify --archive {given.archive} --models {given.models} --run RUN",
     )

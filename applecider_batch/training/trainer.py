@@ -20,7 +20,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,8 +98,8 @@ class Task(Protocol):
 
     score: str
 
-    def batches(self, rng: np.random.Generator, batch_size: int) -> Iterator[Batch]:
-        """The batches of an epoch; all randomness from ``rng``."""
+    def batches(self, rng: np.random.Generator, batch_size: int) -> Iterable[Batch]:
+        """The batches of an epoch; all randomness from ``rng``. One with a length is not held in memory."""
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Scalar loss of a batch on the network's device."""
@@ -229,7 +229,9 @@ class _Loop:
         seed = int(json_digest([self.options.seed, self.stage, self.epoch])[:15], 16)
         torch.manual_seed(seed)
         self.network.train()
-        batches = list(self.task.batches(np.random.default_rng(seed), self.options.batch_size))
+        batches = self.task.batches(np.random.default_rng(seed), self.options.batch_size)
+        if not isinstance(batches, Sized):
+            batches = list(batches)
         total, count = 0.0, 0
         for number, batch in enumerate(batches):
             size = len(next(iter(batch.values())))
