@@ -61,6 +61,12 @@ SnapshotOption = Annotated[
     int | None,
     typer.Option("--snapshot", min=1, help="Snapshot of the archive; none takes the run's, else the newest."),
 ]
+CutsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cuts", metavar="FILE", help="TOML with own cut presets, beside ipac, ztfrest, boom, fink."
+    ),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run folder: a path or any fsspec URL.")]
 
 
@@ -124,6 +130,7 @@ def plan(
     device: DeviceOption = "auto",
     dtype: DtypeOption = NumberType.float32,
     snapshot: SnapshotOption = None,
+    cuts: CutsOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Shard workers, for the estimate of time.")] = 1,
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="Price of a GPU-hour, in any currency, for the cost.")
@@ -148,6 +155,7 @@ def plan(
         device=device,
         dtype=dtype.value,
         snapshot=snapshot,
+        cuts=cuts,
         workers=workers,
         price_per_gpu_hour=price_per_gpu_hour,
         storage_options=parse_storage_options(storage_option),
@@ -180,6 +188,7 @@ def classify(
     device: DeviceOption = "auto",
     dtype: DtypeOption = NumberType.float32,
     snapshot: SnapshotOption = None,
+    cuts: CutsOption = None,
     autoscale: Annotated[
         bool,
         typer.Option("--autoscale", help="The cluster grows on demand; do not refuse what it lacks now."),
@@ -213,6 +222,7 @@ def classify(
         device=device,
         dtype=dtype.value,
         snapshot=snapshot,
+        cuts=cuts,
         autoscale=autoscale,
         storage_options=parse_storage_options(storage_option),
         progress=not quiet,

@@ -29,6 +29,7 @@ def plan(
     threads: int = 1,
     objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,
+    cuts: str | None = None,
     workers: int = 1,
     price_per_gpu_hour: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -51,6 +52,8 @@ def plan(
         Objects that a shard should hold.
     snapshot : int, optional
         Snapshot of the archive; by default the newest.
+    cuts : str, optional
+        File (any fsspec URL) with own cut presets.
     workers : int
         For the estimate of time only.
     price_per_gpu_hour : float, optional
@@ -63,7 +66,7 @@ def plan(
         memory_per_worker_bytes, seconds, gpu_hours, cost, ...``
     """
     from applecider_batch.engine.estimate import estimate
-    from applecider_batch.engine.plan import make_plan, open_inputs
+    from applecider_batch.engine.plan import make_plan, open_inputs, read_cuts
 
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     device = resolve_device(device)
@@ -79,6 +82,7 @@ def plan(
         objects_per_shard=objects_per_shard,
         archive_url=archive_url,
         models=models,
+        cuts=read_cuts(cuts, storage_options),
     )
     return {**made.describe(), **estimate(made, archive, model_set, workers, price_per_gpu_hour)}
 
@@ -100,6 +104,7 @@ def classify(
     threads: int = 1,
     objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,
+    cuts: str | None = None,
     pools: Mapping[str, Mapping[str, float]] | None = None,
     autoscale: bool = False,
     retry_quarantined: bool = False,
@@ -121,6 +126,8 @@ def classify(
     snapshot : int, optional
         Snapshot of the archive; by default the newest.  A run is refused when it was made with
         other contents; a compacted archive has the same contents.
+    cuts : str, optional
+        File (any fsspec URL) with own cut presets, see ``features/cuts.toml``; part of the run's identity.
     limit_shards : int, optional
         Only the plan's first so many shards; not part of the run's identity.
     pools : mapping, optional
@@ -147,7 +154,7 @@ def classify(
         SIGINT, SIGTERM or ``cancel``; the run is resumable.
     """
     from applecider_batch.engine.driver import Driver
-    from applecider_batch.engine.plan import make_plan, open_inputs
+    from applecider_batch.engine.plan import make_plan, open_inputs, read_cuts
     from applecider_batch.engine.run_folder import RunFolder
     from applecider_batch.engine.shard_task import TaskSpec
 
@@ -173,6 +180,7 @@ def classify(
         objects_per_shard=objects_per_shard,
         archive_url=archive_url,
         models=models,
+        cuts=read_cuts(cuts, storage_options),
     )
     spec = TaskSpec(made, run.store, dict(storage_options or {}))
     if executor == "serial":

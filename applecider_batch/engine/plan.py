@@ -29,6 +29,7 @@ _WHAT = {
     "models": "the model set",
     "horizons": "the horizons",
     "selection": "the selection",
+    "cuts": "the own cuts",
     "device_type": "the device type",
     "dtype": "the dtype",
     "batch_size": "the batch size",
@@ -196,6 +197,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return ",".join("full" if v is None else f"{v:g}" for v in value)
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
     return str(value)
 
 
@@ -212,6 +215,22 @@ def open_inputs(
     return Archive.open(archive_url, storage_options, snapshot), model_set
 
 
+def read_cuts(url: str | None, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The document of a file of own cut presets; empty without one, UserError where it is refused."""
+    from applecider_batch.features.cuts import read_own
+    from applecider_batch.storage import Store
+
+    if url is None:
+        return {}
+    folder, _, name = url.rpartition("/")
+    try:
+        return read_own(Store(folder or ".", storage_options).read_bytes(name).decode(), url)
+    except FileNotFoundError:
+        raise UserError(f"There is no cuts file '{url}'.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"The cuts file '{url}' is not text: {error}.") from error
+
+
 def make_plan(
     archive: Any,
     model_set: Any,
@@ -225,6 +244,7 @@ def make_plan(
     objects_per_shard: int,
     archive_url: str,
     models: str,
+    cuts: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of a classification; deterministic, and it writes nothing (see ``engine.api.plan``)."""
     _allowed("dtype", dtype, DTYPES)
@@ -245,6 +265,7 @@ def make_plan(
         "models": model_set.digest,
         "horizons": checked_horizons(horizons),
         "selection": {"region": None if cone is None else [cone.ra, cone.dec, cone.radius]},
+        "cuts": dict(cuts or {}),
         "device_type": device,
         "dtype": dtype,
         "batch_size": batch_size,

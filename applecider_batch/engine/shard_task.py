@@ -38,7 +38,7 @@ class Rooms:
     ----------
     open_archive : callable, (url, storage_options, snapshot) -> Archive
     load_models : callable, (models, storage_options) -> ModelSet
-    prepare : callable, (shard data, horizons, profile name, jd_max, modalities) -> Prepared
+    prepare : callable, (shard data, horizons, profile name, jd_max, modalities, own cuts) -> Prepared
     cutouts : callable, (stamps table, profile name) -> float32 (n, C, S, S)
     cutout_shape : callable, (profile name) -> (C, S, S)
     assemble : callable, (prepared, outputs, identity) -> catalogue rows
@@ -52,12 +52,20 @@ class Rooms:
     assemble: Callable[..., pa.Table]
 
 
-def _prepare(data: Any, horizons: Any, profile: str, jd_max: float, modalities: set[str]) -> Any:
+def _prepare(
+    data: Any, horizons: Any, profile: str, jd_max: float, modalities: set[str], cuts: Mapping[str, Any]
+) -> Any:
+    from applecider_batch.features.cuts import own_presets
     from applecider_batch.features.inputs import prepare_shard
     from applecider_batch.features.profiles import get_profile
 
     return prepare_shard(
-        data, list(horizons), get_profile(profile), snapshot_jd_max=jd_max, modalities=modalities
+        data,
+        list(horizons),
+        get_profile(profile),
+        snapshot_jd_max=jd_max,
+        modalities=modalities,
+        cuts=own_presets(cuts),
     )
 
 
@@ -175,7 +183,12 @@ class ShardTask:
         clock.lap("read")
         jd_max = self._archive.snapshot.jd_max
         prepared = self._rooms.prepare(
-            data, self.plan.horizons, self._profile, 0.0 if jd_max is None else jd_max, set(self._modalities)
+            data,
+            self.plan.horizons,
+            self._profile,
+            0.0 if jd_max is None else jd_max,
+            set(self._modalities),
+            self.plan.identity.get("cuts", {}),
         )
         del data
         clock.lap("prepare")

@@ -25,6 +25,7 @@ from applecider_batch.features.asof import (
     view_points,
     walls_of,
 )
+from applecider_batch.features.cuts import Preset, cut_columns
 from applecider_batch.features.episodes import Episodes, find_episodes
 from applecider_batch.features.gate import judge
 from applecider_batch.features.light_curves import (
@@ -74,6 +75,7 @@ def prepare_shard(
     *,
     snapshot_jd_max: float,
     modalities: Collection[str] = MODALITIES,
+    cuts: Sequence[Preset] = (),
 ) -> Prepared:
     """Rows and network inputs of a shard, every one behind its own as-of wall.
 
@@ -88,6 +90,8 @@ def prepare_shard(
         Last jd of the snapshot: the wall of the full history.
     modalities : collection of str
         Which inputs are made, of photometry, image, spectra.
+    cuts : sequence of Preset
+        The user's own presets, beside the packaged ones.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def prepare_shard(
     days = check_horizons(horizons)
 
     def prepare(part: Shard) -> Prepared:
-        return _Preparation(part, days, profile, snapshot_jd_max, frozenset(modalities)).run()
+        return _Preparation(part, days, profile, snapshot_jd_max, frozenset(modalities), cuts).run()
 
     return prepare_isolating(shard, prepare, snapshot_jd_max, profile)
 
@@ -119,6 +123,7 @@ class _Preparation:
         profile: Profile,
         snapshot_jd_max: float,
         modalities: frozenset[str],
+        cuts: Sequence[Preset],
     ) -> None:
         names = pa.array(shard.objects, pa.string())
         hashes = hash64(names)
@@ -127,6 +132,7 @@ class _Preparation:
         self.hashes: np.ndarray = hashes[order]
         self.profile = profile
         self.modalities = modalities
+        self.cuts = cuts
         self.alerts: Alerts = load_alerts(shard.alerts, self.objects)
         self.points: Points = load_points(shard.photometry, self.objects)
         self.spectra_table = shard.spectra
@@ -142,7 +148,9 @@ class _Preparation:
     def run(self) -> Prepared:
         self._identity()
         summary = summarise(self.alerts, self.alert_view, self.points, self.point_view)
-        self.columns |= {name: values.take(pa.array(self.of_row)) for name, values in summary.columns.items()}
+        flags = cut_columns(self.cuts, self.alerts, self.alert_view, summary.columns)
+        of_view = {**summary.columns, **flags}
+        self.columns |= {name: values.take(pa.array(self.of_row)) for name, values in of_view.items()}
         self.quality |= summary.quality[self.of_row]
         self._gate()
         photometry, light_curves = self._photometry()

@@ -25,7 +25,8 @@ ROW_COLUMNS: tuple[str, ...] = (
     "n_visits_before_t0", "n_det_before_t0", "candid_first", "candid_last", "n_det", "n_det_g", "n_det_r",
     "n_det_i", "n_neg", "n_nondet", "n_fp", "mag_peak_g", "mag_peak_r", "rb_max", "drb_max", "drb_median",
     "drb_available", "frac_ss", "ssdistnr_min", "distpsnr1", "sgscore1", "schemavsn_min", "schemavsn_max",
-    "quality_flags", "simulated", "candid_image", "image_age_days", "spec_id", "spec_mjd", "redshift_used",
+    "quality_flags", "cut_ipac", "cut_ztfrest", "cut_boom", "cut_fink", "cuts_own", "cuts_own_na",
+    "simulated", "candid_image", "image_age_days", "spec_id", "spec_mjd", "redshift_used",
     "redshift_source", "error_code", "object_error",
 )  # fmt: skip
 FAILED = "features_failed"

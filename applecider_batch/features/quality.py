@@ -18,8 +18,6 @@ class Quality(IntFlag):
     NEGATIVE_DETECTIONS = 1 << 6
     SOLAR_SYSTEM_DETECTIONS = 1 << 7
     DRB_MISSING = 1 << 8
-    IPAC_FAILED = 1 << 9
-    ZTFREST_FAILED = 1 << 10
     BRIGHT_STAR_NEAR = 1 << 11
     HOST_SPECTRUM = 1 << 12
     REDSHIFT_ASSUMED = 1 << 13
@@ -40,8 +38,6 @@ DESCRIPTIONS: dict[Quality, str] = {
     Quality.NEGATIVE_DETECTIONS: "at least one negative detection",
     Quality.SOLAR_SYSTEM_DETECTIONS: "at least one alert with a known solar-system object within 12 arcsec",
     Quality.DRB_MISSING: "no alert carries drb",
-    Quality.IPAC_FAILED: "no alert has rb >= .65, nbad = 0, fwhm <= 5, elong <= 1.2, |magdiff| <= .1 (IPAC)",
-    Quality.ZTFREST_FAILED: "no alert passes ZTFReST's drb > .9, ndethist >= 2, magpsf > 12",
     Quality.BRIGHT_STAR_NEAR: "ZTFReST's bright star: PS1 source within 15 arcsec, r < 15, sgscore >= .5",
     Quality.HOST_SPECTRUM: "a spectrum taken before t0 exists and was not used",
     Quality.REDSHIFT_ASSUMED: "the spectrum has no redshift: 0 was assumed",

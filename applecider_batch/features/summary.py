@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.features.asof import View
+from applecider_batch.features.cuts import packaged
 from applecider_batch.features.gate import latest_alert
 from applecider_batch.features.points import (
     NO_ID,
@@ -171,25 +172,10 @@ def _alert_bits(
     alerts: Alerts, view: View, rocks: np.ndarray, n_drb: np.ndarray, none: np.ndarray
 ) -> np.ndarray:
     n, segment, position = len(view), view.segment, view.position
-    f = alerts.floats
-    ipac = (f("rb") >= 0.65) & (int_column(alerts.table, "nbad", 0) == 0) & (f("fwhm") <= 5.0)
-    ipac &= (f("elong") <= 1.2) & (np.abs(f("magdiff")) <= 0.1)
-    ztfrest = (f("drb") > 0.9) & (f("ndethist") >= 2) & (f("magpsf") > 12.0)
-    bright = np.zeros(len(alerts), bool)
-    for i in (1, 2, 3):
-        distance = f(f"distpsnr{i}")
-        bright |= (
-            (distance >= 0)
-            & (distance < 15)
-            & (f(f"srmag{i}") > 0)
-            & (f(f"srmag{i}") < 15)
-            & (f(f"sgscore{i}") >= 0.5)
-        )
+    bright = packaged()["ztfrest"].rejects(alerts, "bright_star")
     bits = np.where(none, Quality.NO_ALERTS, 0)
     bits |= np.where(rocks > 0, Quality.SOLAR_SYSTEM_DETECTIONS, 0)
     bits |= np.where(~none & (n_drb == 0), Quality.DRB_MISSING, 0)
-    bits |= np.where(~none & (counts_of(segment, n, ipac[position]) == 0), Quality.IPAC_FAILED, 0)
-    bits |= np.where(~none & (counts_of(segment, n, ztfrest[position]) == 0), Quality.ZTFREST_FAILED, 0)
     bits |= np.where(counts_of(segment, n, bright[position]) > 0, Quality.BRIGHT_STAR_NEAR, 0)
     return bits
 

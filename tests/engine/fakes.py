@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +120,12 @@ class Prepared:
 
 
 def prepare(
-    data: FakeShard, horizons: Sequence[float | None], profile: str, jd_max: float, wanted: set[str]
+    data: FakeShard,
+    horizons: Sequence[float | None],
+    profile: str,
+    jd_max: float,
+    wanted: set[str],
+    cuts: Mapping[str, Any],
 ) -> Prepared:
     """One row per object and horizon; light curves of 1 to 40 events; the object decides everything."""
     objects = list(data.objects)
@@ -219,6 +224,7 @@ def make_plan(archive_url: str, objects_per_shard: int = 5, models: str = "tiny"
         "models": f"digest-{models}",
         "horizons": list(HORIZONS),
         "selection": {"region": None},
+        "cuts": {},
         "device_type": "cpu",
         "dtype": "float32",
         "batch_size": 4,

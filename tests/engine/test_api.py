@@ -204,3 +204,21 @@ def test_a_run_on_s3_is_the_same(
     folder = RunFolder(f"{s3_url}/run", s3_options)
     assert pa.concat_tables([folder.read_shard(s) for s in folder.shards]) == rows(serial[1])
     assert api.status(f"{s3_url}/run", storage_options=s3_options)["state"] == "complete"
+
+
+def test_own_cuts_reach_the_rows_and_are_part_of_the_identity(inputs: Inputs, tmp_path: Path) -> None:
+    file = tmp_path / "cuts.toml"
+    file.write_text("[faint]\nalert = ['magpsf > 19']\n[many]\nrow = ['n_det >= 5']\n")
+    run = tmp_path / "run"
+    begun = classify(inputs, run, cuts=str(file), limit_shards=1)
+    table = rows(run)
+    many = np.array([n >= 5 for n in table.column("n_det").to_pylist()])
+    assert np.array_equal(table.column("cuts_own").to_numpy() & 2 > 0, many)
+    assert many.any()
+    assert not many.all()
+    file.write_text("[faint]\nalert = ['magpsf > 18']\n")
+    with pytest.raises(UserError, match=r"the own cuts \(the run has faint, many, now faint\)"):
+        classify(inputs, run, cuts=str(file))
+    with pytest.raises(UserError, match="There is no cuts file"):
+        classify(inputs, run, cuts=str(tmp_path / "absent.toml"))
+    assert begun["shards_remaining"] > 0
