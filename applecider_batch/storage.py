@@ -198,6 +198,12 @@ class Store:
             self.fs.rm(self.path(rel), recursive=recursive)
 
 
+def store_of(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
+    """The folder of a file, and the file's name in it."""
+    folder, _, name = url.rstrip("/").rpartition("/")
+    return Store(folder or ("/" if url.startswith("/") else "."), storage_options), name
+
+
 def json_bytes(value: Any) -> bytes:
     """A JSON document with sorted keys, indented, ending in a newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -18,7 +18,7 @@ from applecider_batch.catalog.store import BATCH_ROWS, iter_rows, open_catalog
 from applecider_batch.catalog.summary import FULL
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
-from applecider_batch.storage import Store
+from applecider_batch.storage import Store, store_of
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -66,8 +66,7 @@ def export_catalog(
         found = sorted(info["classes"], key=lambda name: float("inf") if name == FULL else float(name))
         labels = found if label is None else [label]
         return export_hats(store, info, out, labels, storage_options=storage_options)
-    folder, _, name = out.rstrip("/").rpartition("/")
-    target = Store(folder or ("/" if out.startswith("/") else "."), storage_options)
+    target, name = store_of(out, storage_options)
     if to in ("parquet", "csv"):
         tables = (table if label is None else only_horizon(table, label) for table in iter_rows(store, info))
         rows = (_write_parquet if to == "parquet" else _write_csv)(target, name, tables)

@@ -22,7 +22,7 @@ import polars as pl
 
 from applecider_batch.digest import digest128
 from applecider_batch.errors import UsageError, UserError
-from applecider_batch.storage import Store
+from applecider_batch.storage import store_of
 
 KINDS: tuple[str, ...] = ("transient", "minor_planet", "variable_star", "agn")
 
@@ -128,9 +128,9 @@ def read_known(
     UserError
         If the file is missing, cannot be read, or has no position columns.
     """
-    folder, _, name = url.rpartition("/")
+    store, name = store_of(url, storage_options)
     try:
-        data = Store(folder or ".", storage_options).read_bytes(name)
+        data = store.read_bytes(name)
     except FileNotFoundError:
         raise UserError(f"The list of known sources '{url}' is not there.") from None
     try:

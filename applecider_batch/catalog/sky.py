@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from applecider_batch.catalog.columns import float_values
 
 
 def healpix29(ra: pa.Array | pa.ChunkedArray, dec: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -21,7 +22,7 @@ def healpix29(ra: pa.Array | pa.ChunkedArray, dec: pa.Array | pa.ChunkedArray) -
     """
     from cdshealpix.nested import lonlat_to_healpix
 
-    ra_deg, dec_deg = (_values(column) for column in (ra, dec))
+    ra_deg, dec_deg = (float_values(column) for column in (ra, dec))
     known = np.isfinite(ra_deg) & np.isfinite(dec_deg) & (np.abs(np.nan_to_num(dec_deg)) <= 90.0)
     index = np.zeros(len(ra_deg), np.int64)
     if known.any():
@@ -30,7 +31,3 @@ def healpix29(ra: pa.Array | pa.ChunkedArray, dec: pa.Array | pa.ChunkedArray) -
         lon, lat = Longitude(ra_deg[known], unit="deg"), Latitude(dec_deg[known], unit="deg")
         index[known] = lonlat_to_healpix(lon, lat, depth=29).astype(np.int64)
     return pa.array(index, mask=~known)
-
-
-def _values(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.catalog.columns import floats
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.rows import SHORT_NAMES
 from applecider_batch.catalog.run_folder import first_disorder
@@ -121,13 +122,9 @@ def _check_files(store: Store, info: Mapping[str, Any], problems: _Problems) -> 
             )
 
 
-def _floats(table: pa.Table, name: str) -> np.ndarray:
-    return pc.fill_null(table.column(name).cast(pa.float64()), float("nan")).to_numpy()
-
-
 def _block(table: pa.Table, prefix: str) -> np.ndarray:
     """(n, 5) float64, NaN where null."""
-    return np.stack([_floats(table, f"{prefix}_{key}") for key in CLASS_KEYS], axis=1)
+    return np.stack([floats(table, f"{prefix}_{key}") for key in CLASS_KEYS], axis=1)
 
 
 def _check_identity(table: pa.Table, problems: _Problems) -> None:
@@ -198,7 +195,7 @@ def _check_classes(table: pa.Table, problems: _Problems) -> None:
     )
     lower = named & ((position < 0) | (chosen < fused.max(axis=1)))
     problems.rows("top", table, lower, lambda w: f"class_top1 is not the most probable class: {w}.")
-    top = _floats(table, "prob_top1")
+    top = floats(table, "prob_top1")
     wrong = (np.isfinite(top) != known) | (known & (np.abs(top - fused.max(axis=1)) > 0))
     problems.rows("top1", table, wrong, lambda w: f"prob_top1 is not the largest probability: {w}.")
     without_t0 = table.column("t0").is_null().to_numpy() & named

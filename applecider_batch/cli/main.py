@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from applecider_batch import __version__
-from applecider_batch.cli import archive, catalog, demo, jobs, models, runs, training
+from applecider_batch.cli import archive, candidates, catalog, demo, jobs, models, runs, training
 from applecider_batch.errors import EXIT_INTERNAL, EXIT_USAGE, AppleciderError
 
 app = typer.Typer(
@@ -22,8 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Reclassify the ZTF alert archive with AppleCiDEr's multimodal networks.\n\n"
-        "The way: ingest -> plan -> classify -> catalog build -> report. 'applecider-batch demo' walks it "
-        "all on a small simulated survey. A command that was interrupted is simply run again."
+        "The way: ingest -> plan -> classify -> catalog build -> candidates find -> report. "
+        "'applecider-batch demo' walks it all on a small simulated survey. "
+        "A command that was interrupted is simply run again."
     ),
 )
 
@@ -45,7 +46,7 @@ def _root(
     configure_logging("DEBUG" if os.environ.get("APPLECIDER_BATCH_DEBUG") == "1" else "INFO")
 
 
-for group in (demo, archive, runs, jobs, catalog, models, training):
+for group in (demo, archive, runs, jobs, catalog, candidates, models, training):
     group.register(app)
 
 

@@ -1,0 +1,286 @@
+"""``candidates find``: the transients that nobody reported, best first, with what speaks for each.
+
+Two passes over the catalogue in bounded memory.  The first scores every episode at the reference horizon
+(:mod:`.ranking`) and keeps the best; the second collects their rows at all horizons and their neighbours.
+Only episodes with ``known_status = unreported`` are missed transients; unchecked ones are taken in on request
+only, and the answer says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from applecider_batch.catalog.candidate_files import check_target, write_candidates
+from applecider_batch.catalog.columns import equals, floats
+from applecider_batch.catalog.known import KINDS
+from applecider_batch.catalog.neighbours import RADIUS_ARCSEC, neighbour_columns
+from applecider_batch.catalog.ranking import FORMULA, prob_transient, score_rows
+from applecider_batch.catalog.read import check_horizon, one_row_per_episode
+from applecider_batch.catalog.store import iter_rows, open_catalog
+from applecider_batch.catalog.summary import horizon_label
+from applecider_batch.errors import UsageError, UserError
+from applecider_batch.features.quality import describe
+from applecider_batch.schema import load_table
+from applecider_batch.storage import Store
+from applecider_batch.taxonomy import CLASS_KEYS, GATES
+
+TOP = 500
+THRESHOLD = 0.5
+_TIES = [("hash64", "ascending"), ("objectId", "ascending"), ("episode", "ascending")]
+_SHOWN = ("rank", "objectId", "episode", "score", "class_top1", "prob_top1", "first_horizon", "n_det")
+_SHOWN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """What is looked for.
+
+    Attributes
+    ----------
+    horizon : float, "full" or None
+        Reference horizon of the ranking; None: the catalogue's last (``full`` where it was planned).
+    top : int
+        Candidates to keep.
+    threshold : float
+        Of ``prob_transient``, for ``first_horizon``.
+    neighbour_radius_arcsec : float
+        Within which other objects of the catalogue are listed.
+    include_unchecked : bool
+        Take in episodes that no list could be asked about.
+    """
+
+    horizon: float | str | None = None
+    top: int = TOP
+    threshold: float = THRESHOLD
+    neighbour_radius_arcsec: float = RADIUS_ARCSEC
+    include_unchecked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"--top must be at least 1, and is {self.top}.")
+        if not 0 < self.threshold <= 1:
+            raise UsageError(f"--threshold is a probability in (0, 1], and is {self.threshold:g}.")
+        if not 0 < self.neighbour_radius_arcsec <= 3600:
+            raise UsageError(
+                f"--neighbour-radius must be in (0, 3600] arcsec, and is {self.neighbour_radius_arcsec:g}."
+            )
+
+
+#: A learned ranking: probability of a yes for rows of the catalogue, shape (n,).
+Learned = Callable[[pa.Table], np.ndarray]
+
+
+def find_candidates(
+    catalog_url: str,
+    out: str,
+    options: FindOptions | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the ranked missed transients of a catalogue.
+
+    Parameters
+    ----------
+    catalog_url : str
+        The catalogue's folder.
+    out : str
+        File to write, schema ``candidates``: ``.parquet``, ``.csv`` or ``.json``.
+    options : FindOptions, optional
+
+    Returns
+    -------
+    dict
+        Keys as ``candidates find`` in ``schemas/answers.json``.
+
+    Raises
+    ------
+    UserError
+        No catalogue, a catalogue that was matched with no list (unless unchecked ones are asked for), no such
+        horizon, or another file ending.
+    """
+    check_target(out)
+    search = Search(catalog_url, options or FindOptions(), storage_options)
+    table, answer = search.run()
+    write_candidates(table, out, answer, storage_options)
+    return {"out": out, **answer}
+
+
+class Search:
+    """One search in a catalogue; ``candidates label`` runs the same with a learned ranking."""
+
+    def __init__(
+        self, catalog_url: str, options: FindOptions, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.options = options
+        self.store: Store
+        self.info: dict[str, Any]
+        self.store, self.info = open_catalog(catalog_url, storage_options)
+        asked = self.info["horizons"][-1] if options.horizon is None else options.horizon
+        self.horizon = str(asked) if options.horizon is None else check_horizon(self.info, asked)
+        if self.info["crossmatch"] is None and not options.include_unchecked:
+            raise UserError(
+                f"The catalogue '{catalog_url}' was matched with no list of known transients, so none of its "
+                "episodes can be called missed.",
+                hint="Build it with --known FILE, or take all in with --include-unchecked.",
+            )
+
+    def episodes(self) -> Iterator[pa.Table]:
+        """One row per episode: that of the reference horizon, or the only one of an object without t0."""
+        for table in iter_rows(self.store, self.info):
+            yield one_row_per_episode(table, self.horizon)
+
+    def wanted(self, rows: pa.Table) -> tuple[np.ndarray, Counter[str]]:
+        """Which rows are candidates, bool (n,), and how many were left out for which reason."""
+        keep = np.ones(rows.num_rows, bool)
+        left: Counter[str] = Counter()
+
+        def cut(reason: str, good: np.ndarray) -> None:
+            nonlocal keep
+            left[reason] += int((keep & ~good).sum())
+            keep = keep & good
+
+        cut("failed", rows.column("error_code").is_null().to_numpy())
+        cut("no_t0", rows.column("t0").is_valid().to_numpy())
+        for status in ("known", "late", "out_of_window"):
+            cut(status, ~equals(rows, "known_status", status))
+        if not self.options.include_unchecked:
+            cut("unchecked", ~equals(rows, "known_status", "unchecked"))
+        for gate in GATES[1:]:
+            cut(gate, ~equals(rows, "gate", gate))
+        cut("no_probabilities", np.isfinite(floats(rows, "prob_top1")))
+        return keep, left
+
+    def run(self, learned: Learned | None = None) -> tuple[pa.Table, dict[str, Any]]:
+        """The candidates (schema ``candidates``) and the answer about them."""
+        best, counts, left = self._best(learned)
+        table = self._evidence(best)
+        crossmatch = self.info["crossmatch"] or {"kinds_checked": [], "lists": []}
+        unchecked = int(equals(table, "known_status", "unchecked").sum())
+        lists = [f"{entry['kind']}:{entry['list']}" for entry in crossmatch["lists"]]
+        missing = [kind for kind in KINDS if kind not in crossmatch["kinds_checked"]]
+        answer = {
+            "candidates": table.num_rows,
+            "eligible": counts["eligible"],
+            "episodes": counts["episodes"],
+            "horizon": self.horizon,
+            "left_out": {reason: n for reason, n in left.items() if n},
+            "lists_checked": lists,
+            "kinds_not_checked": missing,
+            "unchecked": unchecked,
+            "tns_eligible": int(equals(table, "tns_eligible", True).sum()),
+            "trained": self.info["trained"],
+            "calibrated": bool(table.num_rows) and bool(equals(table, "calibrated", True).all()),
+            "partial": self.info["partial"],
+            "threshold": self.options.threshold,
+            "formula": FORMULA,
+            "note": _note(lists, missing, unchecked),
+            "run_id": self.info["run_id"],
+            "content_sha256": self.info["content_sha256"],
+            "first": table.select(_SHOWN).slice(0, _SHOWN_ROWS).to_pylist(),
+        }
+        return table, answer
+
+    def _best(self, learned: Learned | None) -> tuple[pa.Table, Counter[str], Counter[str]]:
+        schema = load_table("catalogue").arrow
+        best = schema.empty_table().append_column("score", pa.array([], pa.float64()))
+        best = best.append_column("prob_interesting", pa.array([], pa.float64()))
+        order = [("prob_interesting", "descending"), ("score", "descending"), *_TIES]
+        counts: Counter[str] = Counter()
+        left: Counter[str] = Counter()
+        for rows in self.episodes():
+            keep, why = self.wanted(rows)
+            counts["episodes"] += rows.num_rows
+            counts["eligible"] += int(keep.sum())
+            left.update(why)
+            mine = rows.filter(pa.array(keep))
+            liked = pa.nulls(mine.num_rows, pa.float64()) if learned is None else pa.array(learned(mine))
+            mine = mine.append_column("score", pa.array(score_rows(mine).total))
+            mine = mine.append_column("prob_interesting", liked)
+            best = pa.concat_tables([best, mine]).sort_by(order).slice(0, self.options.top).combine_chunks()
+        return best, counts, left
+
+    def _evidence(self, best: pa.Table) -> pa.Table:
+        n = best.num_rows
+        parts = score_rows(best)
+        columns: dict[str, Any] = {name: best.column(name) for name in best.column_names}
+        columns |= {
+            "rank": np.arange(1, n + 1, dtype=np.int32),
+            "score_transient": parts.transient,
+            "score_anomaly": parts.anomaly,
+            "score_quality": parts.quality,
+            "score_detections": parts.detections,
+            "prob_transient": prob_transient(best),
+            "quality": pa.array(
+                [describe(flags or 0) for flags in best.column("quality_flags").to_pylist()],
+                pa.list_(pa.string()),
+            ),
+        }
+        columns |= self._replay(best)
+        columns |= neighbour_columns(
+            best, self._neighbour_tables(), radius_arcsec=self.options.neighbour_radius_arcsec
+        )
+        return load_table("candidates").conform(pa.table(columns))
+
+    def _neighbour_tables(self) -> Iterator[pa.Table]:
+        names = ["objectId", "ra", "dec", "t0", "horizon_days", "gate", "class_top1", "known_status"]
+        for table in iter_rows(self.store, self.info, names):
+            yield one_row_per_episode(table, self.horizon)
+
+    def _replay(self, best: pa.Table) -> dict[str, Any]:
+        """What each row said at every horizon, and the first horizon that passed the threshold."""
+        names = ["objectId", "episode", "horizon_days", "horizon_complete", "gate", "class_top1", "prob_top1",
+                 *(f"prob_{key}" for key in CLASS_KEYS)]  # fmt: skip
+        keys = list(zip(best.column("objectId").to_pylist(), best.column("episode").to_pylist(), strict=True))
+        found: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in keys}
+        objects = pc.unique(best.column("objectId"))
+        for table in iter_rows(self.store, self.info, names):
+            mine = table.filter(pc.is_in(table.column("objectId"), value_set=objects))
+            chance = pa.array(prob_transient(mine), pa.float32(), from_pandas=True)
+            for row in mine.append_column("prob_transient", chance).to_pylist():
+                if (row["objectId"], row["episode"]) in found:
+                    found[row["objectId"], row["episode"]].append(row)
+        lists: dict[str, list[list[Any]]] = {}
+
+        def collect(name: str, value: Callable[[dict[str, Any]], Any]) -> None:
+            lists[f"replay_{name}"] = [[value(row) for row in found[key]] for key in keys]
+
+        collect("horizon", lambda row: horizon_label(row["horizon_days"]))
+        collect("complete", lambda row: "yes" if row["horizon_complete"] else "no")
+        collect("gate", itemgetter("gate"))
+        collect("class", itemgetter("class_top1"))
+        collect("prob", itemgetter("prob_top1"))
+        for name in ("prob_transient", *(f"prob_{key}" for key in CLASS_KEYS)):
+            collect(name, itemgetter(name))
+        schema = load_table("candidates").arrow
+        columns: dict[str, Any] = {
+            name: pa.array(values, schema.field(name).type) for name, values in lists.items()
+        }
+        columns["first_horizon"] = pa.array([self._first(found[key]) for key in keys], pa.string())
+        return columns
+
+    def _first(self, rows: list[dict[str, Any]]) -> str | None:
+        for row in rows:  # by horizon, full last
+            chance = row["prob_transient"]
+            if row["gate"] == GATES[0] and chance is not None and chance >= self.options.threshold:
+                return horizon_label(row["horizon_days"])
+        return None
+
+
+def _note(lists: list[str], missing: list[str], unchecked: int) -> str:
+    """One sentence about what 'missed' rests on."""
+    if not lists:
+        return "No list of known transients was asked: none of these is known to be missed."
+    text = f"Unreported in {', '.join(lists)}"
+    if missing:
+        text += f"; no list of kind {', '.join(missing)} was given"
+    if unchecked:
+        text += f"; {unchecked} of the candidates could not be checked (known_status = unchecked)"
+    return f"{text}."

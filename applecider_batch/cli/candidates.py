@@ -1,0 +1,59 @@
+"""``candidates find``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from applecider_batch.cli.output import Format, FormatOption, StorageOption, answer, parse_storage_options
+
+candidates_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The transients that nobody reported."
+)
+CatalogArgument = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalogue's folder or URL.")]
+OutOption = Annotated[
+    str, typer.Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .json.")
+]
+HorizonOption = Annotated[
+    str | None,
+    typer.Option("--horizon", metavar="DAYS", help="Rank by the rows of this horizon (or 'full'); the last."),
+]
+TopOption = Annotated[int, typer.Option("--top", min=1, help="Candidates to keep.")]
+ThresholdOption = Annotated[
+    float, typer.Option("--threshold", help="Probability of a transient that 'first_horizon' waits for.")
+]
+NeighbourOption = Annotated[
+    float, typer.Option("--neighbour-radius", help="List other objects of the catalogue within; arcsec.")
+]
+UncheckedOption = Annotated[
+    bool, typer.Option("--include-unchecked", help="Also those that no list could be asked about.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.add_typer(candidates_app, name="candidates")
+
+
+@candidates_app.command("find")
+def find(
+    catalog: CatalogArgument,
+    out: OutOption,
+    horizon: HorizonOption = None,
+    top: TopOption = 500,
+    threshold: ThresholdOption = 0.5,
+    neighbour_radius: NeighbourOption = 10.0,
+    include_unchecked: UncheckedOption = False,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Rank the missed transients of a catalogue, with the evidence for each.
+
+    Example: applecider-batch candidates find CATALOG --out candidates.parquet
+    """
+    from applecider_batch.catalog.candidates import FindOptions, find_candidates
+
+    options = FindOptions(horizon, top, threshold, neighbour_radius, include_unchecked)
+    result = find_candidates(catalog, out, options, storage_options=parse_storage_options(storage_option))
+    answer(result, format, leave_out=("content_sha256", "run_id"))
