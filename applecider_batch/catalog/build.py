@@ -13,6 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from applecider_batch.catalog.anomaly import QValues
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
 from applecider_batch.catalog.known import KnownList
@@ -76,10 +77,14 @@ def build_catalog(
     matcher = CrossMatcher(known, match) if known else None
     summary, content = Summary(), ContentDigest()
     committed = [shard for shard in run.shards if shard.shard_id in run.commits]
+    qvalues = QValues()
+    for shard in committed:
+        qvalues.update(run.read_columns(shard, QValues.COLUMNS))
+    tested = qvalues.finish()
 
     def tables() -> Iterator[pa.Table]:
         for shard in committed:
-            table = run.read_shard(shard)
+            table = qvalues.annotate(run.read_shard(shard))
             if matcher is not None:
                 table = matcher.annotate(table)
             summary.update(table)
@@ -105,6 +110,7 @@ def build_catalog(
         "quarantined_shards": run.quarantined,
         "degraded_shards": sorted(i for i, record in run.commits.items() if record.get("degraded")),
         "content_sha256": content.hexdigest(),
+        "anomaly_tests": tested,
         "crossmatch": None if matcher is None else matcher.describe(),
         "parts": parts,
         **summary.as_dict(),

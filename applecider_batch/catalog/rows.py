@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from applecider_batch.catalog.anomaly import anomaly_columns
+from applecider_batch.catalog.columns import SHORT_NAMES, equals, float32
 from applecider_batch.catalog.sky import healpix29
 from applecider_batch.errors import InternalError
-from applecider_batch.inference.calibration import FUSED
-from applecider_batch.inference.fusion import MODALITIES, fuse, log_softmax, mask_and_count
+from applecider_batch.inference.answers import RowAnswers, answer_rows, entropy
+from applecider_batch.inference.fusion import MODALITIES, fuse, log_softmax
 from applecider_batch.schema import load_table
 from applecider_batch.taxonomy import CLASS_KEYS, CLASSES
-
-#: Modality of a network -> short name in the columns.
-SHORT_NAMES: dict[str, str] = {"photometry": "phot", "image": "img", "spectra": "spec"}
 
 ROW_KEY = ("objectId", "episode", "horizon_days")
 _SORT = [("hash64", "ascending"), *((name, "ascending") for name in ROW_KEY)]
@@ -36,7 +35,8 @@ def assemble_rows(prepared: Any, outputs: Any, identity: Mapping[str, Any]) -> p
         -1 = absent).
     outputs : inference.shard.ShardOutputs
         ``logits``: modality -> float32 (n_items, 5), in the class order of ``taxonomy.CLASSES``;
-        ``calibration``: temperatures for the probabilities (the logits stay as the networks gave them).
+        ``calibration``: temperatures for the probabilities (the logits stay as the networks gave them);
+        ``reference``: with it anomaly scores, and the ``latents`` and ``energies`` they are made of.
     identity : mapping
         ``run_id, shard_id, model_set_id, pipeline_version, trained`` and, where they exist,
         ``calibration_id``, ``anomaly_ref_id``, ``prior_id``.
@@ -53,32 +53,28 @@ def assemble_rows(prepared: Any, outputs: Any, identity: Mapping[str, Any]) -> p
     """
     rows: pa.Table = prepared.rows
     logits, errors = _row_logits(prepared, outputs, rows)  # modality -> (n, 5), NaN where absent
-    available = np.stack([np.isfinite(logits[name][:, 0]) for name in MODALITIES], axis=1)  # (n, modalities)
-    mask, count = mask_and_count(available)
-    raw = {name: log_softmax(logits[name]) for name in MODALITIES}
-    calibrate = outputs.calibration.apply
-    log_probs = {name: log_softmax(calibrate(name, logits[name], mask)) for name in MODALITIES}
-    fused = log_softmax(calibrate(FUSED, _fuse(log_probs, available), mask))
+    answers = answer_rows(logits, outputs.calibration)
+    raw = np.stack([log_softmax(logits[name]) for name in MODALITIES], axis=1)
 
     columns: dict[str, pa.Array] = {name: rows.column(name) for name in rows.column_names}
     columns.update(errors)
     columns["_healpix_29"] = healpix29(rows.column("ra"), rows.column("dec"))
-    _add_block(columns, "prob", np.exp(fused))
-    _add_block(columns, "logit", _fuse(raw, available))
-    for modality, short in SHORT_NAMES.items():
-        _add_block(columns, f"prob_{short}", np.exp(log_probs[modality]))
+    _add_block(columns, "prob", np.exp(answers.fused))
+    _add_block(columns, "logit", fuse(raw, answers.available))
+    for position, modality in enumerate(MODALITIES):
+        short = SHORT_NAMES[modality]
+        _add_block(columns, f"prob_{short}", np.exp(answers.log_prob[:, position]))
         _add_block(columns, f"logit_{short}", logits[modality])
-    columns.update(_statistics(fused, log_probs, available))
-    columns["class_top1"] = _top_class(fused, rows.column("gate"))
-    columns["modality_mask"] = pa.array(mask)
-    columns["n_modalities"] = pa.array(count)
+    columns.update(_statistics(answers))
+    in_scope = equals(rows, "gate", "in_scope")
+    columns["class_top1"] = _top_class(answers.predicted, in_scope)
+    columns["modality_mask"] = pa.array(answers.mask)
+    columns["n_modalities"] = pa.array(answers.count)
     columns["calibrated"] = pa.repeat(pa.scalar(outputs.calibration.calibrated), rows.num_rows)
+    if outputs.reference is not None:
+        columns.update(anomaly_columns(prepared, outputs, answers, in_scope))
     columns.update(_identity_columns(identity, rows.num_rows))
     return load_table("catalogue").conform(pa.table(columns)).sort_by(_SORT)
-
-
-def _fuse(log_probs: Mapping[str, np.ndarray], available: np.ndarray) -> np.ndarray:
-    return fuse(np.stack([log_probs[name] for name in MODALITIES], axis=1), available)
 
 
 def _row_logits(
@@ -123,47 +119,24 @@ def _text_column(rows: pa.Table, name: str) -> list[str | None]:
 def _add_block(columns: dict[str, pa.Array], prefix: str, values: np.ndarray) -> None:
     """Five float32 columns from values (n, 5); NaN becomes null."""
     for position, key in enumerate(CLASS_KEYS):
-        columns[f"{prefix}_{key}"] = _float32(values[:, position])
+        columns[f"{prefix}_{key}"] = float32(values[:, position])
 
 
-def _float32(values: np.ndarray) -> pa.Array:
-    return pa.array(values.astype(np.float32), mask=np.isnan(values))
-
-
-def _statistics(
-    fused: np.ndarray, log_probs: Mapping[str, np.ndarray], available: np.ndarray
-) -> dict[str, pa.Array]:
-    """prob_top1, prob_margin, entropy (in units of ln 5) and the divergence between modalities (bits).
-
-    The Jensen-Shannon divergence is H(mean of p_m) - mean of H(p_m) over the available modalities (Lin 1991,
-    doi:10.1109/18.61115).
-    """
-    ordered = np.sort(np.exp(fused), axis=1)
-    count = available.sum(axis=1)
-    each = np.stack([_entropy(log_probs[name]) for name in MODALITIES], axis=1)  # (n, modalities)
-    mean_entropy = np.where(available, each, 0.0).sum(axis=1) / np.maximum(count, 1)
-    divergence = np.maximum(_entropy(_fuse(log_probs, available)) - mean_entropy, 0.0) / np.log(2.0)
+def _statistics(answers: RowAnswers) -> dict[str, pa.Array]:
+    """prob_top1, prob_margin, entropy (in units of ln 5) and the divergence between modalities (bits)."""
+    ordered = np.sort(np.exp(answers.fused), axis=1)
     return {
-        "prob_top1": _float32(ordered[:, -1]),
-        "prob_margin": _float32(ordered[:, -1] - ordered[:, -2]),
-        "entropy": _float32(_entropy(fused) / np.log(len(CLASSES))),
-        "modality_jsd": _float32(np.where(count >= 2, divergence, np.nan)),
+        "prob_top1": float32(ordered[:, -1]),
+        "prob_margin": float32(ordered[:, -1] - ordered[:, -2]),
+        "entropy": float32(entropy(answers.fused) / np.log(len(CLASSES))),
+        "modality_jsd": float32(answers.divergence),
     }
 
 
-def _entropy(log_probs: np.ndarray) -> np.ndarray:
-    """Shannon entropy in nats over the last axis; NaN where the row is NaN."""
-    return 0.0 - (np.exp(log_probs) * log_probs).sum(axis=-1)
-
-
-def _top_class(fused: np.ndarray, gate: pa.ChunkedArray) -> pa.Array:
+def _top_class(predicted: np.ndarray, in_scope: np.ndarray) -> pa.Array:
     """Most probable class (the first of equals); null outside the gate or without probabilities."""
-    in_scope = np.array([value == "in_scope" for value in gate.to_pylist()], bool)
-    known = in_scope & np.isfinite(fused).all(axis=1)
-    best = np.argmax(np.nan_to_num(fused), axis=1)
-    return pa.DictionaryArray.from_arrays(pa.array(best, pa.int8(), mask=~known), list(CLASSES)).cast(
-        pa.string()
-    )
+    indices = pa.array(np.maximum(predicted, 0), pa.int8(), mask=~in_scope | (predicted < 0))
+    return pa.DictionaryArray.from_arrays(indices, list(CLASSES)).cast(pa.string())
 
 
 def _identity_columns(identity: Mapping[str, Any], n_rows: int) -> dict[str, pa.Array]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -150,6 +150,18 @@ class RunFolder:
                 continue
         return entries
 
+    def _data_file(self, shard: Shard) -> str:
+        name = str(self.commits[shard.shard_id]["data_file"])
+        return name if "/" in name else f"data/{name}"
+
+    def read_columns(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a committed shard; empty where they cannot be read: :meth:`read_shard` says why."""
+        try:
+            with self.store.open_input(self._data_file(shard)) as source:
+                return pq.read_table(source, columns=list(columns)).select(list(columns))
+        except (OSError, KeyError, pa.ArrowInvalid):
+            return load_table("catalogue").arrow.empty_table().select(list(columns))
+
     def read_shard(self, shard: Shard) -> pa.Table:
         """Rows of a committed shard, checked against its commit record.
 
@@ -163,8 +175,7 @@ class RunFolder:
         UserError
             If the file is absent, differs from its record, or holds rows that are not this shard's.
         """
-        record = self.commits[shard.shard_id]
-        name = record["data_file"] if "/" in record["data_file"] else f"data/{record['data_file']}"
+        record, name = self.commits[shard.shard_id], self._data_file(shard)
         where = f"shard {shard.shard_id} of '{self.store.url}'"
         try:
             data = self.store.read_bytes(name)

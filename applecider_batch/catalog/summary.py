@@ -98,7 +98,7 @@ class Summary:
             "gates": {name: self._gates[name] for name in (*GATES, "failed")},
             "classes": {
                 horizon: {name: counter[name] for name in (*CLASSES, "rows")}
-                for horizon, counter in sorted(self._by_horizon.items(), key=_by_days)
+                for horizon, counter in sorted(self._by_horizon.items(), key=by_days)
             },
             "modality_masks": dict(sorted(self._modalities.items())),
             "errors": dict(sorted(self._errors.items())),
@@ -110,7 +110,8 @@ class Summary:
         }
 
 
-def _by_days(item: tuple[str, Counter[str]]) -> float:
+def by_days(item: tuple[str, Any]) -> float:
+    """Sorting key of (horizon label, anything)."""
     return float("inf") if item[0] == FULL else float(item[0])
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.catalog.columns import floats
+from applecider_batch.catalog.columns import SHORT_NAMES, floats
 from applecider_batch.catalog.content import ContentDigest
-from applecider_batch.catalog.rows import SHORT_NAMES
 from applecider_batch.catalog.run_folder import first_disorder
 from applecider_batch.catalog.store import iter_rows, open_catalog, whole_objects
 from applecider_batch.catalog.summary import FULL, Summary, horizon_label

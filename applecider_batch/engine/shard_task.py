@@ -24,6 +24,7 @@ from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.region import select_region
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.errors import UserError
+from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.shard import Port, ShardOutputs, StampCutouts, infer
@@ -154,6 +155,7 @@ class ShardTask:
         self._profile: str = self.model_set.profile
         self._modalities = [name for name in MODALITIES if name in self.model_set.defaults]
         self._calibration = Calibration.from_document(self.model_set.calibration)
+        self._reference = load_reference(self.model_set)
 
     @property
     def modalities(self) -> list[str]:
@@ -243,6 +245,7 @@ class ShardTask:
             batch_size=dict.fromkeys(MODALITIES, identity["batch_size"]),
             dtype=identity["dtype"],
             calibration=self._calibration,
+            reference=self._reference,
         )
 
     def _row_identity(self, shard: Shard) -> dict[str, Any]:

@@ -76,31 +76,38 @@ class Predictor:
         -------
         dict
             ``logits`` float32 (b, 5), NaN where the network gave no finite answer; ``latent`` float32 (b, D);
-            ``degraded`` bool, True if the batch had to be halved for lack of memory.
+            ``energy`` float32 (b,), -logsumexp of the network's own logits; ``degraded`` bool, True if the
+            batch had to be halved for lack of memory.
         """
         size = len(next(iter(batch.values())))
         try:
-            logits, latent = self._forward(batch)
+            answer = self._forward(batch)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or size <= 1:
                 raise
         else:
-            return {"logits": logits, "latent": latent, "degraded": False}
+            return {**answer, "degraded": False}
         # Outside the except block, so that the failed attempt's tensors are free by now.
         _log.warning("A batch of %d items did not fit into memory; it is halved.", size)
         self._free()
         half = size // 2
         parts = [self.run({k: v[s] for k, v in batch.items()}) for s in (slice(0, half), slice(half, size))]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in ("logits", "latent")}
+        joined = {
+            name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "degraded"
+        }
         return {**joined, "degraded": True}
 
-    def _forward(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def _forward(self, batch: Batch) -> dict[str, np.ndarray]:
         import torch
 
         with torch.inference_mode(), self._autocast():
             out, latent = self._module.forward_with_latent(*self._inputs(batch))
-        logits = self._card.to_five(out.float().cpu().numpy())
-        return _nan_rows(logits), latent.float().cpu().numpy()
+            energy = -torch.logsumexp(out.float(), dim=1)
+        return {
+            "logits": _nan_rows(self._card.to_five(out.float().cpu().numpy())),
+            "latent": latent.float().cpu().numpy(),
+            "energy": energy.cpu().numpy(),
+        }
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """The network's arguments, standardised as its card says."""

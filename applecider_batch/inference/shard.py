@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from applecider_batch.inference.anomaly_reference import AnomalyReference
 from applecider_batch.inference.batches import Batch, cut, cut_by_length, pad_sequences, wire_dtype
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
@@ -65,6 +66,8 @@ class ShardOutputs:
         NaN where the item was not run or the network gave no finite answer.
     latents : dict of modality -> ndarray, float32, shape (n_items, D)
         NaN in the same rows; D is 0 where nothing was run.
+    energies : dict of modality -> ndarray, float32, shape (n_items,)
+        -logsumexp of the network's own logits; NaN in the same rows.
     absent : dict of modality -> ndarray, bool, shape (n_items,)
         True where an item was not run because it has no usable input (an event-less light curve, damaged
         stamps).
@@ -74,14 +77,18 @@ class ShardOutputs:
         A batch had to be halved for lack of memory.
     calibration : Calibration
         Temperatures to apply when rows are assembled.
+    reference : AnomalyReference or None
+        What anomaly scores are fitted on and compared with.
     """
 
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     latents: dict[str, np.ndarray] = field(default_factory=dict)
+    energies: dict[str, np.ndarray] = field(default_factory=dict)
     absent: dict[str, np.ndarray] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)
     degraded: bool = False
     calibration: Calibration = field(default_factory=Calibration)
+    reference: AnomalyReference | None = None
 
 
 def infer(
@@ -93,6 +100,7 @@ def infer(
     dtype: str = "float32",
     in_flight: int = IN_FLIGHT,
     calibration: Calibration | None = None,
+    reference: AnomalyReference | None = None,
 ) -> ShardOutputs:
     """Run all items of a shard through the networks of their modality.
 
@@ -109,12 +117,14 @@ def infer(
     in_flight : int
         Batches of a modality under way at once.
     calibration : Calibration, optional
+    reference : AnomalyReference, optional
+        Both are handed on with the outputs.
 
     Returns
     -------
     ShardOutputs
     """
-    outputs = ShardOutputs(calibration=calibration or Calibration())
+    outputs = ShardOutputs(calibration=calibration or Calibration(), reference=reference)
     lanes = []
     for modality in MODALITIES:
         if modality in ports:
@@ -128,6 +138,7 @@ def infer(
         busy = [lane for lane in busy if lane.collect()]
     for lane in lanes:
         outputs.logits[lane.modality], outputs.latents[lane.modality] = lane.arrays()
+        outputs.energies[lane.modality] = lane.energies
         outputs.absent[lane.modality] = lane.absent
         outputs.batches[lane.modality] = lane.batches_run
         outputs.degraded |= lane.degraded
@@ -149,6 +160,7 @@ class _Lane:
         self._batches, self._port, self._in_flight = batches, port, in_flight
         self._pending: deque[tuple[np.ndarray, Any]] = deque()
         self.absent = np.ones(count, bool)
+        self.energies = np.full(count, np.nan, np.float32)
         self._logits = np.full((count, 5), np.nan, np.float32)
         self._latents: np.ndarray | None = None
 
@@ -167,6 +179,7 @@ class _Lane:
         items, handle = self._pending.popleft()
         answer = self._port.result(handle)
         self._logits[items] = answer["logits"]
+        self.energies[items] = answer["energy"]
         self.absent[items] = False
         if self._latents is None:
             shape = (len(self._logits), answer["latent"].shape[1])

@@ -35,6 +35,7 @@ class Outputs:
 
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    reference: Any = None
 
 
 def object_names(count: int, prefix: str = "ZTF20aaaa") -> list[str]:

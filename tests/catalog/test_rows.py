@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from applecider_batch.catalog.rows import SHORT_NAMES, assemble_rows
+from applecider_batch.catalog.columns import SHORT_NAMES
+from applecider_batch.catalog.rows import assemble_rows
 from applecider_batch.errors import InternalError, UserError
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.schema import load_table

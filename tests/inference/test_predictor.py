@@ -76,8 +76,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_marked(error: type[Exception]) 
     assert entry.module.sizes == [2, 3, 2, 3]
     whole = Predictor(Entry()).run(batch(10))
     assert not whole["degraded"]
-    np.testing.assert_allclose(answer["logits"], whole["logits"], rtol=1e-6)
+    np.testing.assert_allclose(answer["logits"], whole["logits"], rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(answer["latent"], whole["latent"])
+    np.testing.assert_allclose(answer["energy"], -np.log(np.exp(whole["logits"]).sum(1)), rtol=1e-5)
 
 
 def test_a_single_item_that_does_not_fit_is_an_error() -> None:
