@@ -11,6 +11,9 @@ Each ``schemas/<name>.toml`` holds::
     ucd = "meta.id"
     description = "…"
 
+A table with ``extends = "other"`` has all columns of that one, too: first its own, in which a name alone puts
+a column of the other at that place, then the rest.
+
 The Arrow schemas, the VOTable fields and the documentation tables are all made from these files.
 """
 
@@ -90,6 +93,7 @@ class TableSchema:
     name: str
     title: str
     columns: tuple[Column, ...]
+    extends: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -153,9 +157,14 @@ class TableSchema:
     def markdown(self) -> str:
         """The documentation table."""
         lines = ["| column | type | null | unit | UCD | what |", "|---|---|---|---|---|---|"]
+        others = load_table(self.extends).columns if self.extends else ()
         for c in self.columns:
+            if c in others:
+                continue
             null = "yes" if c.nullable else "no"
             lines.append(f"| `{c.name}` | {c.type} | {null} | {c.unit} | {c.ucd} | {c.description} |")
+        if self.extends:
+            lines += ["", f"All columns of [{self.extends}](#{self.extends}) as well."]
         return "\n".join(lines)
 
 
@@ -177,10 +186,17 @@ def load_table(name: str) -> TableSchema:
     if not path.is_file():
         raise InternalError(f"There is no schema '{name}'; there are {list_tables()}.")
     document = tomllib.loads(path.read_text(encoding="utf-8"))
-    columns = tuple(_column(name, entry) for entry in document["column"])
+    parent = load_table(document["extends"]) if "extends" in document else None
+    columns = tuple(
+        parent.column(entry["name"]) if parent and "type" not in entry else _column(name, entry)
+        for entry in document["column"]
+    )
+    if parent:
+        own = {column.name for column in columns}
+        columns += tuple(column for column in parent.columns if column.name not in own)
     if len({column.name for column in columns}) != len(columns):
         raise InternalError(f"schemas/{name}.toml names a column twice.")
-    return TableSchema(name, document["title"], columns)
+    return TableSchema(name, document["title"], columns, document.get("extends"))
 
 
 def _column(table: str, entry: dict[str, Any]) -> Column:

@@ -1,4 +1,4 @@
-"""``candidates find``."""
+"""``candidates find|label``."""
 
 from __future__ import annotations
 
@@ -56,4 +56,32 @@ def find(
 
     options = FindOptions(horizon, top, threshold, neighbour_radius, include_unchecked)
     result = find_candidates(catalog, out, options, storage_options=parse_storage_options(storage_option))
+    answer(result, format, leave_out=("content_sha256", "run_id"))
+
+
+@candidates_app.command("label")
+def label(
+    catalog: CatalogArgument,
+    labels: Annotated[
+        str, typer.Option("--labels", metavar="FILE.csv", help="objectId, episode, label (yes, no, unsure).")
+    ],
+    out: OutOption,
+    horizon: HorizonOption = None,
+    top: TopOption = 500,
+    threshold: ThresholdOption = 0.5,
+    neighbour_radius: NeighbourOption = 10.0,
+    include_unchecked: UncheckedOption = False,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Rank the missed transients again, by what your labels say about some of them.
+
+    Example: applecider-batch candidates label CATALOG --labels labels.csv --out candidates.parquet
+    """
+    from applecider_batch.catalog.candidates import FindOptions
+    from applecider_batch.catalog.feedback import label_candidates
+
+    options = FindOptions(horizon, top, threshold, neighbour_radius, include_unchecked)
+    storage = parse_storage_options(storage_option)
+    result = label_candidates(catalog, labels, out, options, storage_options=storage)
     answer(result, format, leave_out=("content_sha256", "run_id"))
