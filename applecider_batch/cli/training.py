@@ -195,6 +195,30 @@ def photometry(
     given.answer(result)
 
 
+@train_app.command("image")
+@expand_groups
+def image(
+    given: Training,
+    max_days: Annotated[
+        float, typer.Option("--max-days", min=0, help="Packets up to so many days after t0 are examples.")
+    ] = 100.0,
+) -> None:
+    """Train AstroMiNN on stamps and metadata: focal loss, experts by class, turned and mirrored stamps.
+
+    Stamps are read from the archive once, into files beside the training. Killed and started again it ends
+    with the same weights.
+
+    Example: applecider-batch train image --archive ARCHIVE --labels labels.parquet --models MODELS
+    --out TRAINING --preset compact
+    """
+    from applecider_batch.training.image import train_image
+
+    result = train_image(
+        given.archive, given.labels, given.out, given.models, max_days=max_days, **given.arguments()
+    )
+    given.answer(result)
+
+
 @train_app.command("spectra")
 @expand_groups
 def spectra(

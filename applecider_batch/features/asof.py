@@ -85,6 +85,34 @@ def expand_rows(episodes: Episodes, horizons: Sequence[float | None], snapshot_j
     return RowSet(episode, horizon, as_of, as_of <= snapshot_jd_max)
 
 
+def packet_rows(episodes: Episodes, alerts: Alerts, max_days: float) -> RowSet:
+    """One row per eligible packet of an episode, as of that packet: what was known when it was sent.
+
+    Parameters
+    ----------
+    episodes : Episodes
+    alerts : Alerts
+    max_days : float
+        Packets up to so many days after t0; inf for all.
+
+    Returns
+    -------
+    RowSet
+        ``horizon_days`` is the packet's jd - t0. Objects without t0 have no row.
+    """
+    known = np.flatnonzero(np.isfinite(episodes.t0))
+    t0, obj = episodes.t0[known], episodes.obj[known]
+    end = np.minimum(t0 + max_days, np.nextafter(episodes.t0_next[known], -np.inf))
+    first = search_in_segments(alerts.obj, alerts.jd, obj, t0, "left")
+    last = np.maximum(first, search_in_segments(alerts.obj, alerts.jd, obj, end, "right"))
+    segment, position = expand_ranges(first, last)
+    eligible = alerts.eligible[position]
+    pairs = np.stack([known[segment], alerts.jd[position]], axis=1)[eligible]
+    pairs = np.unique(pairs, axis=0)  # two packets of one exposure are one moment
+    episode, jd = pairs[:, 0].astype(np.int64), pairs[:, 1]
+    return RowSet(episode, jd - episodes.t0[episode], jd, np.ones(len(jd), bool))
+
+
 @dataclass(frozen=True)
 class Walls:
     """Distinct views of the packets: an episode and the last jd that is visible.

@@ -1,13 +1,13 @@
 """Everything a shard's rows and networks need, made from its packets behind each row's wall.
 
-:func:`prepare_shard` is the only entry: archive tables in, rows of the catalogue (without probabilities) and
-the inputs of each modality out. Inputs that are equal for several horizons exist once; ``row_index`` leads
-from a row to its input, -1 where it has none.
+:func:`prepare_shard` and :func:`prepare_packets` are the entries: archive tables in, rows of the catalogue
+(without probabilities) and the inputs of each modality out. Inputs that are equal for several horizons exist
+once; ``row_index`` leads from a row to its input, -1 where it has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from applecider_batch.features.asof import (
     Walls,
     check_horizons,
     expand_rows,
+    packet_rows,
     view_packets,
     view_points,
     walls_of,
@@ -103,12 +104,50 @@ def prepare_shard(
     UserError
         For unknown modalities or wrong horizons.
     """
-    if unknown := sorted(set(modalities) - set(MODALITIES)):
-        raise UserError(f"Unknown modalities {', '.join(unknown)}; allowed are {', '.join(MODALITIES)}.")
     days = check_horizons(horizons)
 
+    def rows(episodes: Episodes, alerts: Alerts) -> RowSet:
+        return expand_rows(episodes, days, snapshot_jd_max)
+
+    return _prepare(shard, rows, profile, snapshot_jd_max, modalities, cuts)
+
+
+def prepare_packets(
+    shard: Shard,
+    profile: Profile,
+    *,
+    snapshot_jd_max: float,
+    max_days: float = np.inf,
+    modalities: Collection[str] = MODALITIES,
+) -> Prepared:
+    """As :func:`prepare_shard`, with a row for every eligible packet, as of that packet (see `packet_rows`).
+
+    These are the moments at which an object's inputs change by a packet: training examples and figures per
+    alert are made of them.
+    """
+
+    def rows(episodes: Episodes, alerts: Alerts) -> RowSet:
+        return packet_rows(episodes, alerts, max_days)
+
+    return _prepare(shard, rows, profile, snapshot_jd_max, modalities, ())
+
+
+RowMaker = Callable[[Episodes, Alerts], RowSet]
+
+
+def _prepare(
+    shard: Shard,
+    rows: RowMaker,
+    profile: Profile,
+    snapshot_jd_max: float,
+    modalities: Collection[str],
+    cuts: Sequence[Preset],
+) -> Prepared:
+    if unknown := sorted(set(modalities) - set(MODALITIES)):
+        raise UserError(f"Unknown modalities {', '.join(unknown)}; allowed are {', '.join(MODALITIES)}.")
+
     def prepare(part: Shard) -> Prepared:
-        return _Preparation(part, days, profile, snapshot_jd_max, frozenset(modalities), cuts).run()
+        return _Preparation(part, rows, profile, frozenset(modalities), cuts).run()
 
     return prepare_isolating(shard, prepare, snapshot_jd_max, profile)
 
@@ -119,9 +158,8 @@ class _Preparation:
     def __init__(
         self,
         shard: Shard,
-        horizons: Sequence[float | None],
+        rows: RowMaker,
         profile: Profile,
-        snapshot_jd_max: float,
         modalities: frozenset[str],
         cuts: Sequence[Preset],
     ) -> None:
@@ -137,7 +175,7 @@ class _Preparation:
         self.points: Points = load_points(shard.photometry, self.objects)
         self.spectra_table = shard.spectra
         self.episodes: Episodes = find_episodes(self.alerts, self.points, len(self.objects))
-        self.rows: RowSet = expand_rows(self.episodes, horizons, snapshot_jd_max)
+        self.rows: RowSet = rows(self.episodes, self.alerts)
         self.walls: Walls = walls_of(self.episodes, self.rows.episode, self.rows.as_of_jd)
         self.alert_view, self.point_view = view_packets(self.alerts, self.points, self.episodes, self.walls)
         self.of_row = self.alert_view.of_wall

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from applecider_batch.features.cutouts import make_cutouts
 from applecider_batch.inference.anomaly_reference import AnomalyReference
 from applecider_batch.inference.batches import Batch, cut, cut_by_length, pad_sequences, wire_dtype
 from applecider_batch.inference.calibration import Calibration
@@ -302,3 +303,23 @@ class StampCutouts:
             return np.asarray(self._make(row)[0], np.float32)
         except (ValueError, TypeError, IndexError, KeyError, pa.ArrowException):
             return np.full(self._shape, np.nan, np.float32)
+
+
+def stamp_reader(archive: Any, image: Any, profile: Any) -> StampCutouts:
+    """Cutouts of image items, read from an archive when they are asked for.
+
+    Parameters
+    ----------
+    archive : archive.read.Archive
+    image : features.prepared.ImageInputs
+        ``candid`` and ``hash64`` of the items, in the order in which they will be asked for.
+    profile : features.profiles.Profile
+    """
+    hashes = dict(zip(image.candid.tolist(), image.hash64.tolist(), strict=True))
+
+    def read(candids: np.ndarray) -> pa.Table:
+        own = [hashes[c] for c in candids.tolist()]
+        return archive.read_stamps(min(own), max(own) + 1, candids.tolist())
+
+    shape = (profile.image_channels, profile.image_size, profile.image_size)
+    return StampCutouts(read, lambda table: make_cutouts(table, profile), shape, image.candid)

@@ -49,6 +49,7 @@ _NETWORKS: dict[tuple[str, str], NetworkSpec] = {
     ("paper", "cls_transformer_mpt"): _MPT,
     ("paper", "informer"): NetworkSpec("photometry", "informer"),
     ("paper", "astrominn"): NetworkSpec("image", "astrominn", "build_paper"),
+    ("paper", "astrominn_compact"): NetworkSpec("image", "astrominn_compact"),
     ("paper", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),
     ("paper", "spectranet"): NetworkSpec("spectra", "spectranet", "build_paper"),
     ("paper", "spectra_image"): NetworkSpec("spectra", "spectra_image"),

@@ -293,10 +293,14 @@ class AstroMiNN(nn.Module):
 
     def classify(self, latent: Tensor) -> Tensor:
         """Soft aggregation of the chosen experts: (B, width) to (B, n_classes)."""
-        used = self.router_weights(latent)[1]
+        return self.classify_with_weights(latent)[0]
+
+    def classify_with_weights(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, n_classes) and the router's weights before the choice of the top k (B, experts)."""
+        weights, used = self.router_weights(latent)
         # All experts are computed: they are small, and a dense sum does not depend on who shares the batch.
         experts = torch.stack([expert(latent) for expert in self.fusion_experts], dim=1)  # (B, K, C)
-        return (used[:, :, None] * experts).sum(dim=1)
+        return (used[:, :, None] * experts).sum(dim=1), weights
 
 
 def build_upstream(**cfg: object) -> AstroMiNN:

@@ -8,7 +8,7 @@ spectrum.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from applecider_batch.archive.read import Archive
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
-from applecider_batch.features.inputs import prepare_shard
+from applecider_batch.features.inputs import prepare_packets, prepare_shard
 from applecider_batch.features.prepared import Prepared, join_prepared
 from applecider_batch.features.profiles import Profile
 from applecider_batch.training.labels import LabelTable
@@ -69,6 +69,16 @@ class Dataset:
         """Item of a modality of each object and horizon, -1 where there is none; int64 (n, n_horizons)."""
         index: np.ndarray = getattr(self.prepared, modality).row_index
         return index[self.row].astype(np.int64)
+
+    def episode(self) -> np.ndarray:
+        """Number of each object's episode; int16 (n,)."""
+        numbers: np.ndarray = self.prepared.rows.column("episode").to_numpy()
+        return numbers[self.row[:, -1]]
+
+    def days(self) -> np.ndarray:
+        """Days from t0 to the moment of each row; float64 (n, n_horizons), NaN for the full history."""
+        days: np.ndarray = self.prepared.rows.column("horizon_days").to_numpy()
+        return days[self.row]
 
     def column(self, horizon: float | None) -> int:
         """Position of a horizon."""
@@ -146,21 +156,71 @@ def load_dataset(
     UserError
         If no labelled object is in the archive.
     """
-    wanted = pa.array(labels.object_id.tolist(), pa.string())
     jd_max = archive.snapshot.jd_max or 0.0
-    pieces = []
-    for lo, hi in archive.ranges(_RANGE_BYTES, ("alerts", "photometry", "spectra")):
-        shard = _labelled(archive.read_shard(lo, hi), wanted)
-        if shard.objects:
-            pieces.append(
-                prepare_shard(shard, horizons, profile, snapshot_jd_max=jd_max, modalities=modalities)
-            )
+    pieces = [
+        prepare_shard(shard, horizons, profile, snapshot_jd_max=jd_max, modalities=modalities)
+        for shard in _labelled_shards(archive, labels.object_id.tolist())
+    ]
     if not pieces:
         raise UserError(
             "No object of the label table is in the archive.",
             hint="The table's objects must be named as in the archive (see 'archive info').",
         )
     return _assemble(join_prepared(pieces), labels, tuple(horizons))
+
+
+def load_alerts(
+    archive: Archive,
+    dataset: Dataset,
+    profile: Profile,
+    *,
+    max_days: float = np.inf,
+    modalities: Collection[str] = ("image",),
+) -> Dataset:
+    """The alerts of a data set's objects, each as of its own packet and with its object's part.
+
+    Parameters
+    ----------
+    archive : Archive
+    dataset : Dataset
+        Split or not; of each object the alerts of its episode are taken.
+    profile : Profile
+    max_days : float
+        Alerts up to so many days after t0.
+    modalities : collection of str
+
+    Returns
+    -------
+    Dataset
+        A row per eligible alert, in the archive's order, with one horizon, None: the alert's own moment. It
+        may be empty (light curves without packets).
+    """
+    jd_max = archive.snapshot.jd_max or 0.0
+    shards = _labelled_shards(archive, dataset.object_id.tolist())
+    pieces = [
+        prepare_packets(shard, profile, snapshot_jd_max=jd_max, max_days=max_days, modalities=modalities)
+        for shard in shards
+    ]
+    prepared = join_prepared(pieces)
+    where = {name: i for i, name in enumerate(dataset.object_id.tolist())}
+    owner = np.array([where[name] for name in prepared.rows.column("objectId").to_pylist()], np.int64)
+    kept = np.flatnonzero(prepared.rows.column("episode").to_numpy() == dataset.episode()[owner])
+    owner = owner[kept]
+    per_object = {
+        name: getattr(dataset, name)[owner]
+        for name in ("object_id", "group", "source", "label", "t0", "ra", "dec", "part")
+    }
+    return Dataset(
+        classes=dataset.classes, horizons=(None,), prepared=prepared, row=kept[:, None], **per_object
+    )
+
+
+def _labelled_shards(archive: Archive, names: list[str]) -> Iterator[_Part]:
+    wanted = pa.array(names, pa.string())
+    for lo, hi in archive.ranges(_RANGE_BYTES, ("alerts", "photometry", "spectra")):
+        shard = _labelled(archive.read_shard(lo, hi), wanted)
+        if shard.objects:
+            yield shard
 
 
 def _labelled(shard: Any, wanted: pa.Array) -> _Part:

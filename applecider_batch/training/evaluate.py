@@ -19,12 +19,11 @@ import numpy as np
 
 from applecider_batch.archive.read import Archive
 from applecider_batch.errors import UserError
-from applecider_batch.features.cutouts import make_cutouts
-from applecider_batch.features.profiles import Profile, get_profile
+from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.calibration import FUSED, Calibration, pattern_name
 from applecider_batch.inference.fusion import MODALITIES, fuse, log_softmax, mask_and_count
 from applecider_batch.inference.predictor import Predictor
-from applecider_batch.inference.shard import LocalPort, StampCutouts, infer
+from applecider_batch.inference.shard import LocalPort, infer, stamp_reader
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASSES
@@ -83,7 +82,10 @@ def ask(model_set: ModelSet, dataset: Dataset, archive: Archive, *, device: str,
     }
     prepared = dataset.prepared
     outputs = infer(
-        prepared, stamp_reader(archive, dataset, profile), ports, batch_size=dict.fromkeys(MODALITIES, BATCH)
+        prepared,
+        stamp_reader(archive, prepared.image, profile),
+        ports,
+        batch_size=dict.fromkeys(MODALITIES, BATCH),
     )
     logits, available = {}, []
     for modality in MODALITIES:
@@ -96,20 +98,6 @@ def ask(model_set: ModelSet, dataset: Dataset, archive: Archive, *, device: str,
         available.append(np.isfinite(logits[modality]).all(-1))
     mask, _ = mask_and_count(np.stack(available, -1).reshape(-1, len(MODALITIES)))
     return Answers(logits, mask.astype(np.int64).reshape(dataset.row.shape))
-
-
-def stamp_reader(archive: Archive, dataset: Dataset, profile: Profile) -> StampCutouts:
-    """Cutouts of a data set's image items, read from the archive when they are asked for."""
-    image = dataset.prepared.image
-    hashes = dict(zip(image.candid.tolist(), image.hash64.tolist(), strict=True))
-
-    def read(candids: np.ndarray) -> Any:
-        own = [hashes[c] for c in candids.tolist()]
-        return archive.read_stamps(min(own), max(own) + 1, candids.tolist())
-
-    side = profile.image_size
-    shape = (profile.image_channels, side, side)
-    return StampCutouts(read, lambda table: make_cutouts(table, profile), shape, image.candid)
 
 
 def open_evaluation(

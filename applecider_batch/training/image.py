@@ -1,0 +1,177 @@
+"""``train image``: AstroMiNN from the packets of an archive and a label table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from applecider_batch.archive.read import Archive
+from applecider_batch.digest import json_digest
+from applecider_batch.errors import UserError
+from applecider_batch.features.profiles import get_profile
+from applecider_batch.models import build_network
+from applecider_batch.models.card import ModelCard
+from applecider_batch.storage import Store
+from applecider_batch.training.dataset import Dataset, load_dataset
+from applecider_batch.training.finish import finish, write_split
+from applecider_batch.training.image_task import (
+    ImageAugmentation,
+    ImageExamples,
+    ImageTask,
+    load_examples,
+    metadata_statistics,
+)
+from applecider_batch.training.labels import read_labels
+from applecider_batch.training.setup import asked_options, cache_folder, choose_preset, data_record
+from applecider_batch.training.splits import SplitRule
+from applecider_batch.training.trainer import Trained, TrainerOptions, train
+
+PROFILE = "paper"
+MAX_DAYS = 100.0
+
+
+@dataclass(frozen=True)
+class ImagePreset:
+    """Network, its size, and how it is trained."""
+
+    network: str
+    options: TrainerOptions
+    config: dict[str, Any] = field(default_factory=dict)
+    augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
+    gamma: float = 2.5
+
+
+PRESETS: dict[str, ImagePreset] = {
+    "paper": ImagePreset(
+        "astrominn",
+        TrainerOptions(epochs=60, learning_rate=2e-4, warmup_epochs=2, cosine=True, ema=0.995, patience=15),
+    ),
+    "compact": ImagePreset(
+        "astrominn_compact",
+        TrainerOptions(epochs=40, learning_rate=1e-3, warmup_epochs=2, cosine=True, ema=0.99, patience=15),
+    ),
+}
+
+
+def fit_image(
+    examples: ImageExamples, store: Store, preset: ImagePreset, *, progress: bool = False
+) -> tuple[Trained, ModelCard]:
+    """Train on examples; returns the result and the card that holds the metadata's statistics.
+
+    Raises
+    ------
+    UserError
+        If fewer than two classes train, or nothing validates.
+    """
+    rows = examples.members("train")
+    if len(np.unique(examples.label[rows])) < 2 or not len(examples.members("validation")):
+        raise UserError(
+            f"There is too little to train on: {len(rows)} packets with three decodable stamps to train, "
+            f"{len(examples.members('validation'))} to validate.",
+            hint="At least two classes must train, and some objects must validate.",
+        )
+    names = examples.feature_names
+    card = ModelCard(
+        "",
+        PROFILE,
+        "",
+        "image",
+        feature_names=names,
+        normalisation={"metadata": metadata_statistics(examples)},
+    )
+    config = {**preset.config, "n_classes": len(examples.classes)}
+    identity = {
+        "config": config,
+        "network": preset.network,
+        "augmentation": asdict(preset.augmentation),
+        "gamma": preset.gamma,
+        "data": json_digest([getattr(examples, n).tolist() for n in ("candid", "label", "part")]),
+    }
+    torch.manual_seed(preset.options.seed)
+    network = build_network(PROFILE, preset.network, **config)
+    task = ImageTask(examples, card, preset.augmentation, preset.gamma)
+    return train(network, task, preset.options, store, identity=identity, progress=progress), card
+
+
+def load_images(
+    archive: Archive, labels: Any, rule: SplitRule, store: Store, max_days: float
+) -> tuple[Dataset, ImageExamples]:
+    """The split data set of an archive's labelled objects, and the packets to train on."""
+    profile = get_profile(PROFILE)
+    dataset = load_dataset(archive, labels, profile, modalities=("image",)).split(rule)
+    return dataset, load_examples(archive, dataset, profile, cache_folder(store), max_days)
+
+
+def train_image(
+    archive: str,
+    labels: str,
+    out: str,
+    models: str,
+    *,
+    preset: str = "paper",
+    split: SplitRule | None = None,
+    max_days: float = MAX_DAYS,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    label_column: str | None = None,
+    name: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train an image and metadata network and put it into a model set.
+
+    Parameters
+    ----------
+    archive, labels, out, models : str
+        Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
+    preset : {"paper", "compact"}
+    split : SplitRule, optional
+    max_days : float
+        Packets up to so many days after t0 are examples.
+    epochs, seed, device, threads
+        As `trainer.TrainerOptions`.
+    label_column, name, storage_options, progress
+        As `photometry.train_photometry`.
+
+    Returns
+    -------
+    dict
+        Summary, JSON-ready.
+
+    Raises
+    ------
+    UserError
+        For options or data that cannot be used.
+    """
+    chosen = choose_preset(PRESETS, preset)
+    options = asked_options(chosen.options, epochs=epochs, seed=seed, device=device, threads=threads)
+    chosen = replace(chosen, options=options)
+    rule, store = split or SplitRule(), Store(out)
+    opened = Archive.open(archive, storage_options)
+    table = read_labels(labels, column=label_column, storage_options=storage_options)
+    dataset, examples = load_images(opened, table, rule, store, max_days)
+    digest = write_split(store, dataset.split_table())
+    trained, card = fit_image(examples, store, chosen, progress=progress)
+    packets = {part: len(examples.members(part)) for part in ("train", "validation")}
+    return finish(
+        store,
+        models,
+        trained,
+        name=name or chosen.network,
+        profile=PROFILE,
+        network=chosen.network,
+        modality="image",
+        config={**chosen.config, "n_classes": len(dataset.classes)},
+        classes=dataset.classes,
+        feature_names=examples.feature_names,
+        normalisation=card.normalisation,
+        data=data_record(opened, table, rule, dataset.counts(), digest, packets=packets),
+        asked={"preset": preset, "max_days": max_days, **asdict(options)},
+        metrics=trained.best,
+    )
