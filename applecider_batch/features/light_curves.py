@@ -287,7 +287,9 @@ def log_fluxes(events: Events, profile: Profile) -> tuple[np.ndarray, np.ndarray
     flux = np.maximum(events.flux.astype(work), work.type(profile.flux_floor))
     # Upstream divides by ln 10 in float64 and by the flux in float32.
     scaled = (events.flux_err.astype(work).astype(np.float64) / LN10).astype(np.float64)
-    return np.log10(flux), (scaled / flux.astype(np.float64)).astype(work)
+    wide = flux.astype(np.float64)
+    # NumPy's float32 log10 depends on the processor; the float64 one rounds to the same float32 everywhere.
+    return np.log10(wide).astype(work), (scaled / wide).astype(work)
 
 
 def drop_repeated(sequences: Sequences, family: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

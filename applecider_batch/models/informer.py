@@ -7,7 +7,6 @@ the heads and never masks padding in the attention; weights trained that way nee
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from applecider_batch.errors import UserError
 from applecider_batch.models.photometry import N_CHANNELS
+from applecider_batch.models.sine_positions import sine_positions
 
 MAX_POSITIONS = 5000
 
@@ -62,13 +62,7 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        position = torch.arange(MAX_POSITIONS, dtype=torch.float32).unsqueeze(1)
-        frequency = torch.exp(
-            torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model)
-        )
-        pe = torch.zeros(MAX_POSITIONS, d_model)
-        pe[:, 0::2] = torch.sin(position * frequency)
-        pe[:, 1::2] = torch.cos(position * frequency)
+        pe = torch.from_numpy(sine_positions(MAX_POSITIONS, d_model))
         self.register_buffer("pe", pe.unsqueeze(0))
 
     def forward(self, length: int) -> Tensor:
