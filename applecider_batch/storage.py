@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from applecider_batch.errors import StorageError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+# A file larger than its user may write is a quota of another kind.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

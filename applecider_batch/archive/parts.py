@@ -60,13 +60,20 @@ def _parquet_options(name: str) -> dict[str, Any]:
             "compression": "lz4",
             "use_dictionary": False,
             "write_statistics": False,
+            "write_page_checksum": True,
             "column_encoding": {f"{stamp}.list.element": "BYTE_STREAM_SPLIT" for stamp in _STAMPS},
         }
     floats = ("float", "double")
     text = [
         c.name for c in load_table(name).columns if str(c.arrow_type) not in floats and "digest" not in c.name
     ]
-    return {"compression": "zstd", "compression_level": 3, "use_dictionary": text, "write_statistics": False}
+    return {
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": text,
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
 
 
 class _HashingSink(io.RawIOBase):
@@ -330,15 +337,21 @@ class PartReader:
         with source:
             try:
                 file = pq.ParquetFile(
-                    source, metadata=self._footers.get(name), pre_buffer=not self.store.is_local
+                    source,
+                    metadata=self._footers.get(name),
+                    pre_buffer=not self.store.is_local,
+                    page_checksum_verification=True,
                 )
-            except pa.ArrowInvalid as error:
+                self._footers[name] = file.metadata
+                yield file
+            except (pa.ArrowException, OSError) as error:
+                # A damaged page raises an OSError without a number; one with a number is the storage's.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
                 raise ArchiveError(
-                    f"'{self.store.url}/{path}' cannot be read: {error}.",
-                    hint=f"Check with: applecider-batch archive verify {self.store.url}",
+                    f"The archive's file '{path}' cannot be read: {str(error).rstrip('.')}.",
+                    hint=f"Check with: applecider-batch archive verify --deep {self.store.url}",
                 ) from error
-            self._footers[name] = file.metadata
-            yield file
 
     def read(self, name: str, lo: int, hi: int, columns: Iterable[str] | None = None) -> pa.Table:
         """Rows of a table with hash64 in [lo, hi), in the archive's order.

@@ -86,7 +86,15 @@ class Archive:
         """The parts of the snapshot."""
         return [PartReader(self.store, record) for record in self.snapshot.parts]
 
-    def read_shard(self, lo: int, hi: int, *, stamps: bool = False) -> ShardData:
+    def object_names(self, lo: int, hi: int) -> list[str]:
+        """objectIds with hash64 in [lo, hi) that have an alert or a point, sorted by (hash64, objectId)."""
+        tables = []
+        for name in ("alerts", "photometry"):
+            empty = load_table(name).empty().select(["objectId"])
+            tables.append(pa.concat_tables([empty, *self._pieces(name, lo, hi, ["objectId"])]))
+        return _objects(*tables)
+
+    def read_shard(self, lo: int, hi: int, *, stamps: bool = False, without: Iterable[int] = ()) -> ShardData:
         """Everything of the objects with hash64 in [lo, hi).
 
         Parameters
@@ -95,7 +103,12 @@ class Archive:
             Hash range, half open; ``hi`` may be 2**64.
         stamps : bool
             Whether to read the stamps, too (about 48 kB an alert).
+        without : iterable of int
+            hash64 of objects to leave out; where row groups hold nothing else, these are not read.
         """
+        if gaps := sorted({hash_ for hash_ in without if lo <= hash_ < hi}):
+            edges = zip([lo, *(gap + 1 for gap in gaps)], [*gaps, hi], strict=True)
+            return _joined([self.read_shard(a, b, stamps=stamps) for a, b in edges])
         lost = self.duplicates(lo, hi)
         alerts = self.read_alerts(lo, hi, lost=lost)
         photometry = self.read_photometry(lo, hi)
@@ -273,6 +286,17 @@ def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:
     if len(edges) > len(mask) // _ROWS_PER_COPY:
         return rows.filter(pa.array(mask))
     return pa.concat_tables(rows.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist())
+
+
+def _joined(pieces: list[ShardData]) -> ShardData:
+    """Neighbouring hash ranges, in order, as one."""
+
+    def of(name: str) -> pa.Table:
+        return pa.concat_tables([getattr(piece, name) for piece in pieces])
+
+    stamps = None if pieces[0].stamps is None else of("stamps")
+    objects = [name for piece in pieces for name in piece.objects]
+    return ShardData(objects, of("alerts"), of("photometry"), of("spectra"), stamps)
 
 
 def _objects(alerts: pa.Table, photometry: pa.Table) -> list[str]:

@@ -22,10 +22,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Protocol
 
+from applecider_batch.engine.isolate import OBJECT_FAILED, WORKER_DIED, Attempt, Isolation
 from applecider_batch.engine.lease import Lease
 from applecider_batch.engine.outcome import Outcome
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.run_folder import Lines, RunFolder
+from applecider_batch.engine.shard_task import TaskSpec
 from applecider_batch.errors import AppleciderError, InternalError
 from applecider_batch.logs import Progress, get_logger
 
@@ -57,6 +59,7 @@ class Executor(Protocol):
     """Where shards are worked on."""
 
     name: str
+    spec: TaskSpec
 
     def start(self, stop: threading.Event) -> None:
         """Make everything ready; ``stop`` is set when no new work is to be begun."""
@@ -64,7 +67,7 @@ class Executor(Protocol):
     def free(self) -> int:
         """How many more shards can be handed in now."""
 
-    def submit(self, shard: Shard, attempt: str) -> None:
+    def submit(self, shard: Shard, attempt: Attempt) -> None:
         """Hand a shard in."""
 
     def wait(self, seconds: float) -> list[Outcome]:
@@ -94,6 +97,9 @@ class Driver:
         self._charges: dict[str, int] = {}
         self._losses: dict[str, int] = {}
         self._failures: dict[str, int] = {}
+        self._set_aside: dict[str, dict[str, tuple[str, str]]] = {}
+        self._isolations: dict[str, Isolation] = {}
+        self._isolated: set[str] = set()
 
     def run(self, *, limit_shards: int | None = None, retry_quarantined: bool = False) -> dict[str, Any]:
         """Do all shards that are not done; see :func:`applecider_batch.engine.api.classify`."""
@@ -104,8 +110,8 @@ class Driver:
             if retry_quarantined:
                 for name in sorted(self._folder.quarantined()):
                     self._folder.release(name)
-            set_aside = self._folder.quarantined()
-            pending = deque(s for s in plan.shards if s.name not in done and s.name not in set_aside)
+            given_up = self._folder.quarantined()
+            pending = deque(s for s in plan.shards if s.name not in done and s.name not in given_up)
             if limit_shards is not None:
                 pending = deque(list(pending)[:limit_shards])
             session = _Session(self._folder, self._executor.name, plan, lease.token)
@@ -113,6 +119,7 @@ class Driver:
             try:
                 if pending:
                     self._recall_failures(pending)
+                    self._set_aside = self._folder.objects_set_aside()
                     self._executor.start(self._stop)
                     self._loop(pending, session, len(plan.shards), len(done))
                 self._raise_if_stopped()
@@ -135,11 +142,20 @@ class Driver:
             while (pending or under_way) and not self._stop.is_set():
                 while pending and self._executor.free() > 0 and not self._stop.is_set():
                     shard = pending.popleft()
-                    self._executor.submit(shard, session.next_attempt())
+                    isolation = self._isolations.get(shard.name)
+                    aside = self._set_aside.get(shard.name, {})
+                    attempt = Attempt(session.next_attempt(), aside, isolation is not None)
+                    part = isolation.trial if isolation else None
+                    self._executor.submit(part or shard, attempt)
                     under_way += 1
                 for outcome in self._executor.wait(WATCH_SECONDS):
                     under_way -= 1
-                    if outcome.kind == "committed":
+                    isolation = self._isolations.get(outcome.shard.name)
+                    if isolation is not None and outcome.kind not in ("fatal", "interrupted"):
+                        if not self._tried(isolation, outcome, session):
+                            # Ahead of the others: it is nearly done once its bad objects are known.
+                            pending.appendleft(isolation.shard)
+                    elif outcome.kind == "committed":
                         session.committed(outcome)
                         progress.update(1, **{"objects/s": f"{session.rate:,.1f}"})
                     elif outcome.kind == "fatal":
@@ -147,7 +163,48 @@ class Driver:
                         raise outcome.raised or InternalError(f"{outcome.shard.name}: {outcome.error}")
                     elif outcome.kind != "interrupted" and not self._failed(outcome, session):
                         pending.append(outcome.shard)
+                        self._isolate(outcome, session)
                 session.flush()
+
+    def _isolate(self, outcome: Outcome, session: _Session) -> None:
+        """After a charge that may be an object's fault: try the halves of the shard next, once."""
+        shard = outcome.shard
+        if not outcome.by_object or shard.name in self._isolated:
+            return
+        self._isolated.add(shard.name)
+        try:
+            names = self._executor.spec.object_names(shard)
+        except Exception as error:
+            session.log(f"{shard.name}: its objects cannot be told apart: {error}")
+            return
+        known = self._set_aside.get(shard.name, {})
+        isolation = Isolation(shard, [name for name in names if name not in known])
+        if isolation.trial is not None:
+            self._isolations[shard.name] = isolation
+
+    def _tried(self, isolation: Isolation, outcome: Outcome, session: _Session) -> bool:
+        """Note how a trial ended and set aside what was found; True if the shard is quarantined by it."""
+        name = isolation.shard.name
+        if outcome.kind == "tried":
+            isolation.passed()
+        elif outcome.by_object:
+            said = (OBJECT_FAILED, f"{outcome.error_type}: {outcome.error}")
+            isolation.failed(WORKER_DIED if outcome.kind == "worker_died" else said)
+        else:
+            # The storage or the cluster, which says nothing about the objects.
+            return self._failed(outcome, session)
+        if isolation.trial is not None:
+            return False
+        del self._isolations[name]
+        if isolation.hopeless:
+            session.log(f"{name}: too many of its objects fail alone to set them aside")
+        elif isolation.found:
+            aside = self._set_aside[name] = {**self._set_aside.get(name, {}), **isolation.found}
+            self._folder.set_objects_aside(name, aside)
+            session.log(f"{name}: set aside after {isolation.trials} trials: {', '.join(isolation.found)}")
+        else:
+            session.log(f"{name}: no part of it fails alone")
+        return False
 
     def _failed(self, outcome: Outcome, session: _Session) -> bool:
         """Record a failed attempt; True if the shard is quarantined by it."""

@@ -1,7 +1,11 @@
 """One driver per run: a lease file with host, pid and heartbeat.
 
 The lease keeps two drivers from wasting work on one run.  Correctness does not rest on it but on the
-create-only commit records, so a clock that is wrong or a takeover at the same moment costs time, never a row.
+create-only commit records, so a takeover at the same moment costs time, never a row.
+
+Of a driver on another machine only the heartbeat is seen, and its clock may be wrong.  A heartbeat of the
+last five minutes is believed; one that looks older, or comes from the future, is watched: a driver that lives
+writes another one within :data:`WATCH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from applecider_batch.storage import Store, json_bytes
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 15.0
 EXPIRY_SECONDS = 300.0
+# Two heartbeats and a half.
+WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
+WATCH_EVERY_SECONDS = 1.0
 
 _log = get_logger(__name__)
 
@@ -53,7 +60,7 @@ def process_start(pid: int) -> str | None:
 def is_alive(holder: dict[str, Any], now: float) -> bool:
     """Whether a lease's holder is to be taken for alive."""
     if holder.get("machine") != machine_id():
-        return now - float(holder.get("heartbeat", 0.0)) < EXPIRY_SECONDS
+        return abs(now - float(holder.get("heartbeat", 0.0))) < EXPIRY_SECONDS
     pid = int(holder["pid"])
     try:
         os.kill(pid, 0)
@@ -138,7 +145,7 @@ class Lease:
     def _take_over(self) -> None:
         holder = read_lease(self._store)
         if holder is not None:
-            if is_alive(holder, time.time()):
+            if is_alive(holder, time.time()) or self._still_beats(holder):
                 raise UserError(
                     f"The run '{self._store.url}' has a driver already: process {holder['pid']} on "
                     f"{holder['host']}.",
@@ -150,6 +157,19 @@ class Lease:
             self._store.create_only(LEASE, self._contents())
         except FileExistsError:
             raise UserError(f"Another driver took over the run '{self._store.url}' at this moment.") from None
+
+    def _still_beats(self, holder: dict[str, Any]) -> bool:
+        """Whether a driver elsewhere, whose clock says that it is dead, writes another heartbeat."""
+        if holder.get("machine") == machine_id():
+            return False
+        _log.info("Watching whether process %s on %s still works on the run.", holder["pid"], holder["host"])
+        end = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < end:
+            time.sleep(WATCH_EVERY_SECONDS)
+            seen = read_lease(self._store)
+            if seen is not None and seen.get("heartbeat") != holder.get("heartbeat"):
+                return True
+        return False
 
     def _mine(self) -> bool:
         holder = read_lease(self._store)

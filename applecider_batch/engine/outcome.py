@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from applecider_batch.archive.snapshot import ArchiveError
+from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.shard_task import ShardTask
 from applecider_batch.errors import AppleciderError, StorageError
@@ -15,7 +17,7 @@ from applecider_batch.inference.shard import Port
 
 # The storage itself refuses: no other shard would fare better, so the run stops instead of quarantining
 # them all.
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 class Stopped(Exception):
@@ -34,7 +36,10 @@ class Outcome:
     ----------
     shard : Shard
     kind : str
-        ``committed``, ``error``, ``worker_died``, ``infrastructure``, ``fatal`` or ``interrupted``.
+        ``committed``, ``tried`` (a trial went well), ``error``, ``worker_died``, ``infrastructure``,
+        ``fatal`` or ``interrupted``.
+    by_object : bool
+        Whether it may be the fault of an object of the shard.
     record, metrics : dict
         Commit record, and seconds by step, of a committed shard.
     error, error_type : str
@@ -53,21 +58,21 @@ class Outcome:
     error_type: str = ""
     detail: str = ""
     raised: AppleciderError | None = None
+    by_object: bool = False
 
 
-def attempt_shard(task: ShardTask, shard: Shard, name: str, ports: Mapping[str, Port]) -> Outcome:
+def attempt_shard(task: ShardTask, shard: Shard, attempt: Attempt, ports: Mapping[str, Port]) -> Outcome:
     """One attempt at a shard; every ordinary exception becomes an outcome that can cross processes.
 
     Parameters
     ----------
     task : ShardTask
     shard : Shard
-    name : str
-        The attempt's name.
+    attempt : Attempt
     ports : mapping of modality -> Port
     """
     try:
-        done = task.run(shard, name, ports)
+        done = task.run(shard, attempt, ports)
     except Stopped:
         return Outcome(shard, "interrupted")
     except ModelLost as error:
@@ -76,19 +81,29 @@ def attempt_shard(task: ShardTask, shard: Shard, name: str, ports: Mapping[str, 
         failed = Outcome(
             shard,
             "error",
-            error=str(error) or repr(error),
+            error=(error.message if isinstance(error, AppleciderError) else str(error)) or repr(error),
             error_type=type(error).__name__,
             detail=traceback.format_exc(),
+            by_object=is_by_object(error),
         )
         if is_fatal(error):
             failed.kind = "fatal"
             failed.raised = error if isinstance(error, AppleciderError) else StorageError(f"{error}.")
         return failed
     metrics = {key: value for key, value in done.items() if key not in ("record", "committed")}
-    return Outcome(shard, "committed", record=done["record"], metrics=metrics)
+    kind = "tried" if attempt.trial else "committed"
+    return Outcome(shard, kind, record=done["record"], metrics=metrics)
 
 
 def is_fatal(error: BaseException) -> bool:
     """Whether the storage itself refused, so that the run has to stop: no space, no permission, read-only."""
     cause = error.__cause__ if isinstance(error, StorageError) else error
     return isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno in _FATAL)
+
+
+def is_by_object(error: BaseException) -> bool:
+    """Whether an object of the shard may be what the error is about.
+
+    Refusals of inputs, storage and memory are not; a damaged file of the archive is, for the objects in it.
+    """
+    return isinstance(error, ArchiveError) or not isinstance(error, AppleciderError | MemoryError)

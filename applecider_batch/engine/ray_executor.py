@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from applecider_batch.engine.outcome import ModelLost, Outcome, attempt_shard
+from applecider_batch.engine.isolate import Attempt
+from applecider_batch.engine.outcome import ModelLost, Outcome, attempt_shard, is_by_object
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.ray_cluster import Connection, Pool, check_fit, plan_pools
 from applecider_batch.engine.shard_task import ShardTask, TaskSpec
@@ -74,7 +75,7 @@ class ShardWorker:
             self._task = ShardTask(self._spec)
         return str(ray.get_runtime_context().get_node_id())
 
-    def run(self, shard: Shard, attempt: str, pools: dict[str, list[tuple[Any, str]]]) -> Outcome:
+    def run(self, shard: Shard, attempt: Attempt, pools: dict[str, list[tuple[Any, str]]]) -> Outcome:
         """One attempt at a shard; ``pools`` are the (actor, node id) of each modality at this moment."""
         here = self.ready()
         assert self._task is not None
@@ -159,7 +160,7 @@ class RayExecutor:
     ) -> None:
         if autoscale and workers is None:
             raise UsageError("A cluster that grows by itself needs the number of workers; give --workers.")
-        self._spec, self._workers, self._wanted, self._autoscale = spec, workers, pools, autoscale
+        self.spec, self._workers, self._wanted, self._autoscale = spec, workers, pools, autoscale
         self._connection = Connection(address)
         self._worker_pool = Pool("worker", 0, 0.0)
         self._pools: dict[str, Pool] = {}
@@ -175,7 +176,7 @@ class RayExecutor:
     def start(self, stop: threading.Event) -> None:
         """Connect, check that the pools fit, start all actors and wait for them."""
         self._stop = stop
-        identity = self._spec.plan.identity
+        identity = self.spec.plan.identity
         self._connect(self._modalities(), identity["device_type"], identity["threads"])
         self._models = {name: [] for name in self._pools}
         for name, pool in self._pools.items():
@@ -187,7 +188,7 @@ class RayExecutor:
             self._settle(1.0)
 
     def _modalities(self) -> list[str]:
-        defaults = self._spec.load_models().defaults
+        defaults = self.spec.load_models().defaults
         return [name for name in MODALITIES if name in defaults]
 
     def _connect(self, modalities: list[str], device: str, threads: int) -> None:
@@ -206,10 +207,10 @@ class RayExecutor:
 
     def _start_model(self, modality: str) -> None:
         pool = self._pools[modality]
-        self._start(modality, pool, ModelActor, self._spec.without_shards(), modality)
+        self._start(modality, pool, ModelActor, self.spec.without_shards(), modality)
 
     def _start_worker(self) -> None:
-        self._start("worker", self._worker_pool, ShardWorker, self._spec.without_shards(), self._actors_made)
+        self._start("worker", self._worker_pool, ShardWorker, self.spec.without_shards(), self._actors_made)
 
     def _start(self, kind: str, pool: Pool, actor_class: type, *arguments: Any) -> None:
         import ray
@@ -266,7 +267,7 @@ class RayExecutor:
         """Idle workers, none while a modality has no actor."""
         return len(self._idle) if all(self._models.values()) else 0
 
-    def submit(self, shard: Shard, attempt: str) -> None:
+    def submit(self, shard: Shard, attempt: Attempt) -> None:
         """Give the shard to an idle worker."""
         worker = self._idle.pop()
         pools = {name: [(a.handle, a.node) for a in actors] for name, actors in self._models.items()}
@@ -304,6 +305,7 @@ class RayExecutor:
                 error=repr(error.cause),
                 error_type=type(error.cause).__name__,
                 detail=str(error),
+                by_object=is_by_object(error.cause),
             )
         except ray.exceptions.RayError as error:
             self._start_worker()
@@ -318,6 +320,7 @@ class RayExecutor:
                 error=f"{what} that worked on {shard.name} died.",
                 error_type=type(error).__name__,
                 detail=str(error),
+                by_object=not lost_node,
             )
         self._idle.append(worker)
         if outcome.kind == "infrastructure":

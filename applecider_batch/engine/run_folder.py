@@ -10,6 +10,7 @@ The output tree::
     RUN/commits/shard-00012.json         create-only; names the one data file that counts
     RUN/failures/shard-00012.<n>.json    one per failed attempt, charged or not
     RUN/quarantine/shard-00012.json      the shard was set aside, with its last error
+    RUN/set_aside/shard-00012.json       objects of the shard that it fails with, each with its error
     RUN/metrics.jsonl                    one line per committed shard: seconds by step, objects
     RUN/log.txt
 
@@ -151,7 +152,22 @@ class RunFolder:
             match = _FAILURE_NAME.match(name)
             if match and match[1] == shard_name:
                 self.store.delete(f"failures/{name}")
-        self.store.delete(f"quarantine/{shard_name}.json")
+        for folder in ("set_aside", "quarantine"):
+            self.store.delete(f"{folder}/{shard_name}.json")
+
+    def set_objects_aside(self, shard_name: str, objects: Mapping[str, tuple[str, str]]) -> None:
+        """Remember the objects that a shard fails with: objectId -> (error_code, sentence)."""
+        self.store.write_json_atomic(f"set_aside/{shard_name}.json", dict(objects))
+
+    def objects_set_aside(self) -> dict[str, dict[str, tuple[str, str]]]:
+        """Objects set aside, by shard name."""
+        found = [name for name in self.store.ls("set_aside") if _is_record(name)]
+        return {
+            name[: -len(".json")]: {
+                key: (code, said) for key, (code, said) in self.store.read_json(f"set_aside/{name}").items()
+            }
+            for name in found
+        }
 
     # ---- garbage
 

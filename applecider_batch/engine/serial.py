@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.outcome import Outcome, Stopped, attempt_shard
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.shard_task import ShardTask, TaskSpec
@@ -23,17 +24,17 @@ class SerialExecutor:
     name = "serial"
 
     def __init__(self, spec: TaskSpec) -> None:
-        self._spec = spec
+        self.spec = spec
         self._task: ShardTask | None = None
         self._ports: dict[str, Port] = {}
-        self._queue: deque[tuple[Shard, str]] = deque()
+        self._queue: deque[tuple[Shard, Attempt]] = deque()
         self._stop = threading.Event()
 
     def start(self, stop: threading.Event) -> None:
         """Open the inputs and load the networks; UserError where one is refused."""
         self._stop = stop
-        self._task = ShardTask(self._spec)
-        identity = self._spec.plan.identity
+        self._task = ShardTask(self.spec)
+        identity = self.spec.plan.identity
         for modality in self._task.modalities:
             predictor = Predictor(
                 self._task.model_set.defaults[modality],
@@ -51,7 +52,7 @@ class SerialExecutor:
         """One shard at a time."""
         return 1 - len(self._queue)
 
-    def submit(self, shard: Shard, attempt: str) -> None:
+    def submit(self, shard: Shard, attempt: Attempt) -> None:
         """Remember the shard; :meth:`wait` works on it."""
         self._queue.append((shard, attempt))
 
@@ -59,8 +60,8 @@ class SerialExecutor:
         """Work on the shard handed in."""
         if not self._queue or self._task is None:
             return []
-        shard, name = self._queue.popleft()
-        return [attempt_shard(self._task, shard, name, self._ports)]
+        shard, attempt = self._queue.popleft()
+        return [attempt_shard(self._task, shard, attempt, self._ports)]
 
     def close(self) -> None:
         """Let go of the networks."""

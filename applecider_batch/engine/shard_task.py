@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from applecider_batch import __version__
-from applecider_batch.digest import table_digest
+from applecider_batch.digest import hash64_one, table_digest
+from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.region import select_region
 from applecider_batch.engine.run_folder import RunFolder
@@ -39,7 +40,8 @@ class Rooms:
     ----------
     open_archive : callable, (url, storage_options, snapshot) -> Archive
     load_models : callable, (models, storage_options) -> ModelSet
-    prepare : callable, (shard data, horizons, profile name, jd_max, modalities, own cuts) -> Prepared
+    prepare : callable, (shard data, horizons, profile name, jd_max, modalities, own cuts, set_aside)
+        -> Prepared
     cutouts : callable, (stamps table, profile name) -> float32 (n, C, S, S)
     cutout_shape : callable, (profile name) -> (C, S, S)
     assemble : callable, (prepared, outputs, identity) -> catalogue rows
@@ -54,7 +56,13 @@ class Rooms:
 
 
 def _prepare(
-    data: Any, horizons: Any, profile: str, jd_max: float, modalities: set[str], cuts: Mapping[str, Any]
+    data: Any,
+    horizons: Any,
+    profile: str,
+    jd_max: float,
+    modalities: set[str],
+    cuts: Mapping[str, Any],
+    set_aside: Mapping[str, tuple[str, str]],
 ) -> Any:
     from applecider_batch.features.cuts import own_presets
     from applecider_batch.features.inputs import prepare_shard
@@ -67,6 +75,7 @@ def _prepare(
         snapshot_jd_max=jd_max,
         modalities=modalities,
         cuts=own_presets(cuts),
+        set_aside=set_aside,
     )
 
 
@@ -116,6 +125,13 @@ class TaskSpec:
         """The run's model set."""
         return self.rooms.load_models(self.plan.models, self.storage_options or None)
 
+    def object_names(self, shard: Shard) -> list[str]:
+        """objectIds of a shard, from the archive's names alone."""
+        plan = self.plan
+        archive = self.rooms.open_archive(plan.archive_url, self.storage_options or None, plan.snapshot_id)
+        names: list[str] = archive.object_names(shard.hash_lo, shard.hash_hi)
+        return names
+
     def without_shards(self) -> TaskSpec:
         """The same without the list of shards, which may be long and comes shard by shard."""
         return replace(self, plan=replace(self.plan, shards=()))
@@ -162,24 +178,30 @@ class ShardTask:
         """Modalities for which the model set has a network."""
         return list(self._modalities)
 
-    def run(self, shard: Shard, attempt: str, ports: Mapping[str, Port]) -> dict[str, Any]:
-        """Do the shard and commit it.
+    def run(self, shard: Shard, attempt: Attempt, ports: Mapping[str, Port]) -> dict[str, Any]:
+        """Do the shard and commit it, or only try it.
 
         Parameters
         ----------
         shard : Shard
-        attempt : str
-            Letters and digits, not used before in this run; part of the data file's name only.
+        attempt : Attempt
         ports : mapping of modality -> Port
 
         Returns
         -------
         dict
-            ``record`` (the commit record), ``committed`` (False if another attempt was first), ``seconds``
-            by step.
+            ``record`` (the commit record, empty for a trial), ``committed`` (False if another attempt was
+            first), ``seconds`` by step.
         """
         clock = _Clock()
-        data = self._archive.read_shard(shard.hash_lo, shard.hash_hi)
+        set_aside = {
+            name: said
+            for name, said in attempt.set_aside.items()
+            if shard.hash_lo <= hash64_one(name) < shard.hash_hi
+        }
+        data = self._archive.read_shard(
+            shard.hash_lo, shard.hash_hi, without=[hash64_one(name) for name in set_aside]
+        )
         if self.plan.region is not None:
             data = select_region(data, self.plan.region)
         clock.lap("read")
@@ -191,6 +213,7 @@ class ShardTask:
             0.0 if jd_max is None else jd_max,
             set(self._modalities),
             self.plan.identity.get("cuts", {}),
+            set_aside,
         )
         del data
         clock.lap("prepare")
@@ -199,7 +222,9 @@ class ShardTask:
         clock.lap("infer")
         table = self._rooms.assemble(prepared, outputs, self._row_identity(shard))
         clock.lap("rows")
-        data_file = f"data/{shard.name}.{attempt}.parquet"
+        if attempt.trial:
+            return {"record": {}, "committed": False, "seconds": clock.seconds}
+        data_file = f"data/{shard.name}.{attempt.name}.parquet"
         content = parquet_bytes(table)
         self.folder.store.write_atomic(data_file, content)
         clock.lap("write")

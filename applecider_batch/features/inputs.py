@@ -7,7 +7,7 @@ once; ``row_index`` leads from a row to its input, -1 where it has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +47,11 @@ from applecider_batch.features.prepared import (
     Prepared,
     Shard,
     SpectraInputs,
+    failed_objects,
+    join_prepared,
     prepare_isolating,
     rows_schema,
+    subset,
 )
 from applecider_batch.features.profiles import Profile
 from applecider_batch.features.quality import Quality
@@ -77,6 +80,7 @@ def prepare_shard(
     snapshot_jd_max: float,
     modalities: Collection[str] = MODALITIES,
     cuts: Sequence[Preset] = (),
+    set_aside: Mapping[str, tuple[str, str]] | None = None,
 ) -> Prepared:
     """Rows and network inputs of a shard, every one behind its own as-of wall.
 
@@ -93,6 +97,8 @@ def prepare_shard(
         Which inputs are made, of photometry, image, spectra.
     cuts : sequence of Preset
         The user's own presets, beside the packaged ones.
+    set_aside : mapping of objectId -> (error_code, sentence), optional
+        Objects that are not to be touched: each has one row that says so.
 
     Returns
     -------
@@ -109,7 +115,11 @@ def prepare_shard(
     def rows(episodes: Episodes, alerts: Alerts) -> RowSet:
         return expand_rows(episodes, days, snapshot_jd_max)
 
-    return _prepare(shard, rows, profile, snapshot_jd_max, modalities, cuts)
+    if not set_aside:
+        return _prepare(shard, rows, profile, snapshot_jd_max, modalities, cuts)
+    kept = subset(shard, [name for name in shard.objects if name not in set_aside])
+    rest = _prepare(kept, rows, profile, snapshot_jd_max, modalities, cuts)
+    return join_prepared([rest, failed_objects(set_aside, snapshot_jd_max, profile)])
 
 
 def prepare_packets(

@@ -3,7 +3,7 @@ rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,10 +166,11 @@ def prepare_isolating(
         names = list(shard.objects)
         if len(names) <= 1:
             _log.warning("Object %s failed: %s: %s", *names, type(error).__name__, error)
-            return _failed(names, error, snapshot_jd_max, profile)
+            said = (FAILED, f"{type(error).__name__}: {error}")
+            return failed_objects(dict.fromkeys(names, said), snapshot_jd_max, profile)
     ordered = _in_order(names)
     half = len(ordered) // 2
-    parts = (_subset(shard, ordered[:half]), _subset(shard, ordered[half:]))
+    parts = (subset(shard, ordered[:half]), subset(shard, ordered[half:]))
     return join_prepared([prepare_isolating(part, prepare, snapshot_jd_max, profile) for part in parts])
 
 
@@ -185,7 +186,8 @@ def _in_order(names: list[str]) -> list[str]:
     return [name for _, name in sorted(zip(hash64(names).tolist(), names, strict=True))]
 
 
-def _subset(shard: Shard, names: list[str]) -> _Part:
+def subset(shard: Shard, names: list[str]) -> Shard:
+    """Some objects of a shard."""
     wanted = pa.array(names, pa.string())
 
     def of(table: pa.Table) -> pa.Table:
@@ -194,15 +196,18 @@ def _subset(shard: Shard, names: list[str]) -> _Part:
     return _Part(names, of(shard.alerts), of(shard.photometry), of(shard.spectra))
 
 
-def _failed(names: list[str], error: Exception, snapshot_jd_max: float, profile: Profile) -> Prepared:
-    n = len(names)
+def failed_objects(
+    reasons: Mapping[str, tuple[str, str]], snapshot_jd_max: float, profile: Profile
+) -> Prepared:
+    """One row and no input for each objectId, with its (error_code, sentence)."""
+    names, n = list(reasons), len(reasons)
     known = {
         "hash64": pa.array(hash64(names), pa.uint64()),
         "objectId": pa.array(names, pa.string()),
         "episode": pa.array([0] * n, pa.int16()),
         "as_of_jd": pa.array([snapshot_jd_max] * n, pa.float64()),
-        "error_code": pa.array([FAILED] * n, pa.string()),
-        "object_error": pa.array([f"{type(error).__name__}: {error}"] * n, pa.string()),
+        "error_code": pa.array([code for code, _ in reasons.values()], pa.string()),
+        "object_error": pa.array([said for _, said in reasons.values()], pa.string()),
     }
     schema = rows_schema()
     rows = pa.table([known.get(field.name, pa.nulls(n, field.type)) for field in schema], schema=schema)

@@ -4,7 +4,8 @@ demand.
 An archive is a JSON file ``{"objects": n, "faults": {...}}``; the faults are looked up again for every
 shard, so a test can take one away.  Keys of ``faults`` map a shard's hash_lo (decimal string) or ``"*"``:
 
-- ``raise``: the shard raises ValueError; ``die``: its process is killed
+- ``raise``: the shard raises ValueError, and so does every part of it
+- ``raise_object``, ``die_object`` (objectId -> true): any range with the object raises or is killed
 - ``die_once``: the process is killed the first time (a marker file beside the archive remembers)
 - ``sleep``: seconds spent reading the shard
 """
@@ -68,22 +69,34 @@ class FakeArchive:
         content: dict[str, Any] = json.loads(Path(self.url).read_text())
         return content
 
-    def read_shard(self, lo: int, hi: int) -> FakeShard:
+    def read_shard(self, lo: int, hi: int, without: Sequence[int] = ()) -> FakeShard:
+        for gap in sorted({gap for gap in without if lo <= gap < hi}):
+            left, right = self.read_shard(lo, gap), self.read_shard(gap + 1, hi, without)
+            return FakeShard([*left.objects, *right.objects])
         content = self._read()
-        self._fail(content["faults"], lo)
-        return FakeShard([name for name in names(content["objects"]) if lo <= hash64_one(name) < hi])
+        self._fail(content["faults"], lo, hi)
+        return FakeShard(self.object_names(lo, hi))
 
-    def _fail(self, faults: dict[str, Any], lo: int) -> None:
+    def object_names(self, lo: int, hi: int) -> list[str]:
+        return [name for name in names(self._read()["objects"]) if lo <= hash64_one(name) < hi]
+
+    def _fail(self, faults: dict[str, Any], lo: int, hi: int) -> None:
+        inside = set(self.object_names(lo, hi))
+
         def of(kind: str) -> Any:
             where = faults.get(kind, {})
             return where.get(str(lo), where.get("*"))
 
         if seconds := of("sleep"):
             time.sleep(seconds)
-        if of("raise"):
+        if any(int(start) <= lo < int(end) for start, end in faults.get("raise", {}).items()):
             raise ValueError("this shard is poison")
+        if inside & set(faults.get("raise_object", {})):
+            raise ValueError("this object is poison")
+        if inside & set(faults.get("die_object", {})):
+            os.kill(os.getpid(), signal.SIGKILL)
         marker = Path(f"{self.url}.died-{lo}")
-        if of("die") or (of("die_once") and not marker.exists()):
+        if of("die_once") and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -126,6 +139,7 @@ def prepare(
     jd_max: float,
     wanted: set[str],
     cuts: Mapping[str, Any],
+    set_aside: dict[str, tuple[str, str]],
 ) -> Prepared:
     """One row per object and horizon; light curves of 1 to 40 events; the object decides everything."""
     objects = list(data.objects)
@@ -134,21 +148,24 @@ def prepare(
         for name in objects
         for day in horizons
     ]
+    rows += [
+        {"objectId": name, "episode": 0, "error_code": code, "object_error": said}
+        for name, (code, said) in set_aside.items()
+    ]
     n = len(objects)
     catalogue = load_table("catalogue").arrow
-    keys = ("objectId", "episode", "horizon_days", "gate")
+    keys = ("objectId", "episode", "horizon_days", "gate", "error_code", "object_error")
     table = pa.Table.from_pylist(rows, pa.schema([catalogue.field(key) for key in keys]))
     table = table.append_column("hash64", pa.array(hash64(table.column("objectId"))))
     for name in ("ra", "dec"):
         table = table.append_column(name, pa.nulls(len(rows), pa.float64()))
-    for name in ("error_code", "object_error"):
-        table = table.append_column(name, pa.nulls(len(rows), pa.string()))
     curves = [np.random.default_rng(hash64_one(name)) for name in objects]
     lengths = np.array([int(rng.integers(1, 41)) for rng in curves], np.int64)
     values = [
         rng.normal(size=(length, 7)).astype(np.float32) for rng, length in zip(curves, lengths, strict=True)
     ]
     everyone = np.repeat(np.arange(n), len(horizons)).astype(np.int32)
+    everyone = np.append(everyone, np.full(len(set_aside), -1, np.int32))
     candids = np.array([int(name[-5:]) for name in objects], np.int64)
     return Prepared(
         table,

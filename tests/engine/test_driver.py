@@ -19,6 +19,7 @@ from applecider_batch.catalog.run_folder import RunFolder as CatalogRunFolder
 from applecider_batch.digest import table_digest
 from applecider_batch.engine import api
 from applecider_batch.engine.driver import FREE_LOSSES, Driver, RunInterrupted, RunInterruptedByUser
+from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.outcome import Outcome
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.run_folder import RunFolder
@@ -129,7 +130,7 @@ def test_another_model_set_is_refused(archive: str, run: str) -> None:
 
 def test_a_poison_shard_is_set_aside_after_four_charges_and_can_be_retried(archive: str, run: str) -> None:
     poison = second_shard(archive)
-    fakes.write_archive(Path(archive), **{"raise": {str(poison.hash_lo): True}})
+    fakes.write_archive(Path(archive), **{"raise": {str(poison.hash_lo): str(poison.hash_hi)}})
     result = drive("serial", archive, run)
     assert (result["state"], result["shards_committed"], result["shards_quarantined"]) == ("partial", 7, 1)
     assert len(list((Path(run) / "failures").iterdir())) == 4
@@ -151,7 +152,7 @@ def test_charges_of_an_earlier_session_count(archive: str, run: str) -> None:
         folder.record_failure(
             poison.name, number, {"charged": True, "kind": "worker_died", "charges": number, "shard_id": 1}
         )
-    fakes.write_archive(Path(archive), **{"raise": {str(poison.hash_lo): True}})
+    fakes.write_archive(Path(archive), **{"raise": {str(poison.hash_lo): str(poison.hash_hi)}})
     assert drive("serial", archive, run)["shards_quarantined"] == 1
     assert len(list((Path(run) / "failures").iterdir())) == 4
 
@@ -298,12 +299,12 @@ class Scripted:
 
     def __init__(self, inner: SerialExecutor, kinds: dict[str, list[str]]) -> None:
         self.inner, self.kinds = inner, kinds
-        self.start, self.free, self.close = inner.start, inner.free, inner.close
+        self.start, self.free, self.close, self.spec = inner.start, inner.free, inner.close, inner.spec
         self.attempts: list[str] = []
         self.last: Shard | None = None
 
-    def submit(self, shard: Shard, attempt: str) -> None:
-        self.attempts.append(attempt)
+    def submit(self, shard: Shard, attempt: Attempt) -> None:
+        self.attempts.append(attempt.name)
         self.last = shard
         self.inner.submit(shard, attempt)
 

@@ -19,11 +19,18 @@ from tests.engine import fakes
 ROOT = Path(__file__).resolve().parents[2]
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def command(executor: str, archive: str, run: Path, workers: int = 1) -> list[str]:
+    """A driver's command line."""
+    return [sys.executable, "-m", "tests.engine.drive", executor, archive, str(run), str(workers)]
+
+
 def start(executor: str, archive: str, run: Path, workers: int = 1) -> subprocess.Popen[bytes]:
     """A driver in its own process group."""
-    command = [sys.executable, "-m", "tests.engine.drive", executor, archive, str(run), str(workers)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    words = command(executor, archive, run, workers)
+    return subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
 
 
 def wait_for_commits(run: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
@@ -66,6 +73,28 @@ def test_a_serial_driver_killed_five_times(archive: str, undisturbed: pa.Table, 
         time.sleep(moments.uniform(0, 0.15))
         driver.send_signal(signal.SIGKILL)
         driver.wait()
+    assert start("serial", archive, run).wait(timeout=90) == 0
+    assert committed_rows(run) == undisturbed
+
+
+def test_a_disk_that_is_full_ends_the_run_and_it_goes_on_later(
+    archive: str, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    # The kernel's own refusal: no file of this process may grow beyond 8 kB, and a data file is larger.
+    run = tmp_path / "run"
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *command("serial", archive, run)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 4
+    assert "No space left" in full.stderr
+    assert "run the same command again" in full.stderr
+    assert not list(run.glob("commits/*"))
+    assert not (run / "quarantine").exists()
     assert start("serial", archive, run).wait(timeout=90) == 0
     assert committed_rows(run) == undisturbed
 

@@ -60,7 +60,44 @@ def test_a_process_that_nobody_waited_for_is_dead() -> None:
     child.wait()
 
 
-@pytest.mark.parametrize(("age", "alive"), [(10, True), (290, True), (310, False)])
+@pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_driver_with_a_wrong_clock_is_told_by_its_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong_by: float, alive: bool
+) -> None:
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(leases, "WATCH_EVERY_SECONDS", 0.05)
+    store, ended = Store(tmp_path), threading.Event()
+
+    def beat() -> None:
+        store.write_json_atomic(
+            LEASE, holder(machine="elsewhere", token="other", heartbeat=time.time() + wrong_by)
+        )
+
+    def go_on() -> None:
+        while not ended.wait(0.1):
+            beat()
+
+    beat()
+    other = threading.Thread(target=go_on if alive else ended.wait)
+    other.start()
+    try:
+        if alive:
+            with pytest.raises(UserError, match="has a driver already"), Lease(store):
+                pass
+        else:
+            with Lease(store) as lease:
+                found = read_lease(store)
+                assert found is not None
+                assert found["token"] == lease.token
+    finally:
+        ended.set()
+        other.join()
+
+
+@pytest.mark.parametrize(
+    ("age", "alive"), [(10, True), (290, True), (310, False), (-290, True), (-310, False)]
+)
 def test_elsewhere_the_heartbeat_decides(age: float, alive: bool) -> None:
     now = time.time()
     assert is_alive(holder(machine="elsewhere", heartbeat=now - age), now) is alive

@@ -60,17 +60,20 @@ def test_the_same_rows_as_the_serial_executor(
     assert rows(tmp_path / "ray") == rows(tmp_path / "serial")
 
 
-def test_a_shard_that_kills_its_worker_is_set_aside_and_the_others_are_done(
+def test_an_object_that_kills_its_worker_is_found_and_the_others_are_done(
     ray_session: Any, archive: str, tmp_path: Path
 ) -> None:
-    poison = fakes.make_plan(archive).shards[2]
-    fakes.write_archive(Path(archive), die={str(poison.hash_lo): True})
+    killer = fakes.names(40)[12]
+    fakes.write_archive(Path(archive), die_object={killer: True})
     result = drive("ray", archive, str(tmp_path / "run"), 2, models="slim")
-    assert (result["shards_committed"], result["shards_quarantined"]) == (7, 1)
+    assert (result["state"], result["objects"], result["objects_in_error"]) == ("complete", 40, 1)
+    table = rows(tmp_path / "run")
+    failed = table.filter(pa.compute.is_valid(table.column("error_code")))
+    assert failed.select(["objectId", "error_code"]).to_pylist() == [
+        {"objectId": killer, "error_code": "worker_died"}
+    ]
     failures = api.status(str(tmp_path / "run"))["failures"]
-    assert {name: [f["kind"] for f in found] for name, found in failures.items()} == {
-        poison.name: ["worker_died"] * 4
-    }
+    assert [[f["kind"] for f in found] for found in failures.values()] == [["worker_died"]]
 
 
 def test_workers_killed_now_and_then(ray_session: Any, archive: str, tmp_path: Path) -> None:
@@ -138,7 +141,7 @@ def test_a_model_set_that_a_worker_cannot_load_is_said(
     executor = RayExecutor(fakes.make_spec(plan, run), workers=1)
     executor._modalities = lambda: ["image"]  # type: ignore[method-assign]
     broken = fakes.make_spec(fakes.make_plan(archive, models="broken"), run)
-    executor._spec = broken
+    executor.spec = broken
     with pytest.raises(ClusterError, match="cannot start: RuntimeError"):
         Driver(RunFolder(Store(run)), broken.plan, executor, progress=False).run()
 
