@@ -19,7 +19,7 @@ demo: $(STAMP)  ## simulated survey -> archive -> classify on local Ray -> catal
 	$(BIN)/applecider-batch demo demo
 
 test: lint  ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
