@@ -1,4 +1,4 @@
-"""``candidates find|label``."""
+"""``candidates find|label|drafts``."""
 
 from __future__ import annotations
 
@@ -85,3 +85,28 @@ def label(
     storage = parse_storage_options(storage_option)
     result = label_candidates(catalog, labels, out, options, storage_options=storage)
     answer(result, format, leave_out=("content_sha256", "run_id"))
+
+
+@candidates_app.command("drafts")
+def drafts(
+    candidates: Annotated[
+        str, typer.Argument(metavar="CANDIDATES", help="A .parquet or .json that find or label wrote.")
+    ],
+    archive: Annotated[str, typer.Option("--archive", metavar="URL", help="The archive, for photometry.")],
+    settings: Annotated[
+        str, typer.Option("--settings", metavar="FILE.toml", help="Who reports: [tns] and [skyportal].")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Only the first candidates.")] = None,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Draft a TNS bulk report and SkyPortal classifications as files; nothing is sent.
+
+    Example: applecider-batch candidates drafts candidates.parquet --archive ARCHIVE --settings drafts.toml
+    --out DRAFTS --top 20
+    """
+    from applecider_batch.catalog.drafts import write_drafts
+
+    storage = parse_storage_options(storage_option)
+    answer(write_drafts(candidates, archive, settings, out, top=top, storage_options=storage), format)
