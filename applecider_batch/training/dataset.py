@@ -23,7 +23,8 @@ from applecider_batch.features.inputs import prepare_packets, prepare_shard
 from applecider_batch.features.prepared import Prepared, join_prepared
 from applecider_batch.features.profiles import Profile
 from applecider_batch.training.labels import LabelTable
-from applecider_batch.training.splits import PARTS, SplitRule, split_parts
+from applecider_batch.training.population import Population
+from applecider_batch.training.splits import PARTS, SplitRule
 
 HORIZONS: tuple[float | None, ...] = (3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0, None)
 _RANGE_BYTES = 128 << 20
@@ -47,6 +48,8 @@ class Dataset:
         Inputs of all rows of the objects.
     row : ndarray of int64, shape (n, n_horizons)
         Row of ``prepared`` of each object and horizon.
+    population : Population
+        All labelled objects of the archive, of which the split is made.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +64,7 @@ class Dataset:
     part: np.ndarray
     prepared: Prepared
     row: np.ndarray
+    population: Population
 
     def __len__(self) -> int:
         return len(self.object_id)
@@ -90,8 +94,7 @@ class Dataset:
 
     def split(self, rule: SplitRule) -> Dataset:
         """The same with parts."""
-        part = split_parts(rule, self.group, self.label, t0=self.t0, ra=self.ra, dec=self.dec)
-        return replace(self, part=part)
+        return replace(self, part=self.population.parts(rule, self.group))
 
     def split_table(self) -> pa.Table:
         """objectId, group, class and part of every object: what is written beside a trained network."""
@@ -166,7 +169,7 @@ def load_dataset(
             "No object of the label table is in the archive.",
             hint="The table's objects must be named as in the archive (see 'archive info').",
         )
-    return _assemble(join_prepared(pieces), labels, tuple(horizons))
+    return _assemble(join_prepared(pieces), labels, tuple(horizons), Population(archive, labels))
 
 
 def load_alerts(
@@ -210,9 +213,7 @@ def load_alerts(
         name: getattr(dataset, name)[owner]
         for name in ("object_id", "group", "source", "label", "t0", "ra", "dec", "part")
     }
-    return Dataset(
-        classes=dataset.classes, horizons=(None,), prepared=prepared, row=kept[:, None], **per_object
-    )
+    return replace(dataset, horizons=(None,), prepared=prepared, row=kept[:, None], **per_object)
 
 
 def _labelled_shards(archive: Archive, names: list[str]) -> Iterator[_Part]:
@@ -233,7 +234,9 @@ def _labelled(shard: Any, wanted: pa.Array) -> _Part:
     return _Part(kept, of(shard.alerts), of(shard.photometry), of(shard.spectra))
 
 
-def _assemble(prepared: Prepared, labels: LabelTable, horizons: tuple[float | None, ...]) -> Dataset:
+def _assemble(
+    prepared: Prepared, labels: LabelTable, horizons: tuple[float | None, ...], population: Population
+) -> Dataset:
     rows = prepared.rows
     names = rows.column("objectId").to_pylist()
     episode = rows.column("episode").to_numpy()
@@ -275,4 +278,5 @@ def _assemble(prepared: Prepared, labels: LabelTable, horizons: tuple[float | No
         part=np.full(len(objects), -1, np.int8),
         prepared=prepared,
         row=row,
+        population=population,
     )

@@ -9,6 +9,9 @@ group        object_key or group, where given: names that are one object of the 
 source       source or kind, where given: who took the data; only the source probe reads it
 ===========  ==========================================================================================
 
+Names that have any of the five classes, wanted or not, are the ``population`` that splits are made of, so
+that trainings on five and on ten classes agree on who is on which side.
+
 A row without a usable class, of a class outside those asked for, or with ``conflict_class5`` true (sources
 disagree) is left out and counted.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +61,8 @@ class LabelTable:
         Empty where the table says nothing.
     left_out : dict
         Rows that were not used, by reason.
+    population : dict of str to (str, int)
+        Every name with one of the five classes: its group and its position in `taxonomy.CLASSES`.
     """
 
     classes: tuple[str, ...]
@@ -65,6 +71,7 @@ class LabelTable:
     group: np.ndarray
     source: np.ndarray
     left_out: dict[str, int]
+    population: dict[str, tuple[str, int]]
 
     def __len__(self) -> int:
         return len(self.object_id)
@@ -116,6 +123,8 @@ def label_table(
         if CONFLICT_COLUMN in table.column_names
         else [False] * len(ids)
     )
+    broad = [wanted] if column else [(name,) for name in CLASS_COLUMNS["five"] if name in table.column_names]
+    kinds = [_texts(table, _column(table, names_, "class", name)) for names_ in broad]
     number = {c: i for i, c in enumerate(classes)}
     found: dict[str, tuple[int, str, str]] = {}
     left_out: Counter[str] = Counter()
@@ -146,7 +155,20 @@ def label_table(
         np.array([found[n][1] for n in names], object),
         np.array([found[n][2] for n in names], object),
         dict(sorted(left_out.items())),
+        _population(ids, groups, zip(*kinds, strict=True)),
     )
+
+
+def _population(
+    ids: Sequence[str | None], groups: Sequence[str | None], kinds: Iterable[tuple[str | None, ...]]
+) -> dict[str, tuple[str, int]]:
+    """Group and broad class of every name, from the first of its class columns that says one."""
+    out = {}
+    for object_id, group, said in zip(ids, groups, kinds, strict=True):
+        broad = next((b for b in map(to_class5, said) if b in CLASSES), None)
+        if object_id is not None and broad is not None:
+            out[object_id] = (group or object_id, CLASSES.index(broad))
+    return out
 
 
 def _read(url: str, storage_options: Any) -> pa.Table:

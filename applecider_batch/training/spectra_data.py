@@ -12,7 +12,8 @@ from applecider_batch.features.profiles import Profile
 from applecider_batch.features.segments import float_column, text_column
 from applecider_batch.features.spectra import preprocess_spectrum, redshifts
 from applecider_batch.training.labels import LabelTable
-from applecider_batch.training.splits import PARTS, SplitRule, split_parts
+from applecider_batch.training.population import Population
+from applecider_batch.training.splits import PARTS, SplitRule
 
 _FWHM_TO_SIGMA = 1 / (2 * np.sqrt(2 * np.log(2)))
 SEDM_RESOLUTION = 100.0
@@ -38,6 +39,8 @@ class SpectraSet:
     part : ndarray of int8, shape (n,)
     left_out : dict
         Spectra that were not used, by reason.
+    population : Population
+        All labelled objects of the archive, of which the split is made.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +57,7 @@ class SpectraSet:
     flux_unknown: np.ndarray
     part: np.ndarray
     left_out: dict[str, int]
+    population: Population
 
     def __len__(self) -> int:
         return len(self.label)
@@ -64,8 +68,7 @@ class SpectraSet:
 
     def split(self, rule: SplitRule) -> SpectraSet:
         """The same with parts; all spectra of an object go together."""
-        part = split_parts(rule, self.group, self.label, t0=self.jd, ra=self.ra, dec=self.dec)
-        return replace(self, part=part)
+        return replace(self, part=self.population.parts(rule, self.group))
 
 
 def load_spectra(archive: Archive, labels: LabelTable, profile: Profile) -> SpectraSet:
@@ -128,6 +131,7 @@ def load_spectra(archive: Archive, labels: LabelTable, profile: Profile) -> Spec
         flux_unknown=np.stack(unknown),
         part=np.full(len(rows), -1, np.int8),
         left_out=left_out,
+        population=Population(archive, labels),
     )
 
 
