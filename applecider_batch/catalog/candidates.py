@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.catalog.candidate_files import check_target, write_candidates
+from applecider_batch.catalog.candidate_files import write_candidates
 from applecider_batch.catalog.columns import equals, floats
 from applecider_batch.catalog.known import KINDS
 from applecider_batch.catalog.neighbours import RADIUS_ARCSEC, neighbour_columns
@@ -26,6 +26,7 @@ from applecider_batch.catalog.ranking import FORMULA, prob_transient, score_rows
 from applecider_batch.catalog.read import check_horizon, one_row_per_episode
 from applecider_batch.catalog.store import iter_rows, open_catalog
 from applecider_batch.catalog.summary import horizon_label
+from applecider_batch.catalog.table_files import check_ending
 from applecider_batch.errors import UsageError, UserError
 from applecider_batch.features.quality import describe
 from applecider_batch.schema import load_table
@@ -106,7 +107,7 @@ def find_candidates(
         No catalogue, a catalogue that was matched with no list (unless unchecked ones are asked for), no such
         horizon, or another file ending.
     """
-    check_target(out)
+    check_ending(out)
     search = Search(catalog_url, options or FindOptions(), storage_options)
     table, answer = search.run()
     write_candidates(table, out, answer, storage_options)

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.catalog.candidate_files import check_target, read_csv_text, write_candidates
+from applecider_batch.catalog.candidate_files import write_candidates
 from applecider_batch.catalog.candidates import FindOptions, Search
 from applecider_batch.catalog.columns import floats
 from applecider_batch.catalog.ranking import score_rows
+from applecider_batch.catalog.table_files import check_ending, read_csv_text
 from applecider_batch.errors import UserError
 
 YES = ("yes", "y", "true", "1")
@@ -150,7 +151,7 @@ def label_candidates(
     UserError
         If the labels cannot be read, none is of a candidate, or all are yes or all no.
     """
-    check_target(out)
+    check_ending(out)
     search = Search(catalog_url, options or FindOptions(), storage_options)
     labels = read_labels(labels_url, storage_options)
     x, y, mean, spread, unmatched = _training(search, labels)

@@ -2,8 +2,9 @@
 
 One formula for every episode in scope::
 
-    score = prob_in_scope * Q * N * (T + A)
+    score = G * Q * N * (T + A)
 
+    G = prob_in_scope of the learned gate, 1 where rules alone decided
     T = prob_sni + prob_snii + 2 * prob_tde     it is a transient; the rare class counts twice
     A = min(anomaly_consensus, 4) / 4           it is like nothing known; 0 without an anomaly reference
     Q = drb_median, else rb_max, else 0.8       the alerts are real
@@ -23,22 +24,16 @@ import numpy as np
 import pyarrow as pa
 
 from applecider_batch.catalog.columns import floats
-from applecider_batch.taxonomy import CLASS_KEYS
 
 TRANSIENT_WEIGHTS: Mapping[str, float] = {"sni": 1.0, "snii": 1.0, "tde": 2.0}
 ANOMALY_FULL = 4.0
 QUALITY_UNKNOWN = 0.8
 DETECTIONS_SCALE = 4.0
 FORMULA = (
-    "prob_in_scope * Q * N * (T + A); T = prob_sni + prob_snii + 2 prob_tde, "
+    "G * Q * N * (T + A); G = prob_in_scope else 1, T = prob_sni + prob_snii + 2 prob_tde, "
     "A = min(anomaly_consensus, 4)/4, Q = drb_median else rb_max else 0.8, "
     "N = 1 - exp(-max(n_det - n_neg, 1)/4)"
 )
-#: Columns of the catalogue that the formula reads.
-COLUMNS = (
-    "prob_in_scope", "drb_median", "rb_max", "n_det", "n_neg", "anomaly_consensus",
-    *(f"prob_{key}" for key in CLASS_KEYS),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ def score_rows(table: pa.Table) -> Score:
     Parameters
     ----------
     table : pyarrow.Table
-        Rows with :data:`COLUMNS`.
+        Rows of the schema ``catalogue``.
 
     Returns
     -------
@@ -75,7 +70,8 @@ def score_rows(table: pa.Table) -> Score:
         quality = np.where(np.isnan(quality), other, quality)
     count = np.maximum(np.nan_to_num(floats(table, "n_det") - np.nan_to_num(floats(table, "n_neg"))), 1.0)
     detections = 1.0 - np.exp(-count / DETECTIONS_SCALE)
-    total = np.nan_to_num(floats(table, "prob_in_scope")) * quality * detections * (transient + anomaly)
+    gate = np.nan_to_num(floats(table, "prob_in_scope"), nan=1.0)
+    total = gate * quality * detections * (transient + anomaly)
     return Score(total, transient, anomaly, quality, detections)
 
 

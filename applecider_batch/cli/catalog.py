@@ -1,4 +1,4 @@
-"""``catalog build|verify|export`` and ``report``."""
+"""``catalog build|verify|export|query|diff`` and ``report``."""
 
 from __future__ import annotations
 
@@ -115,6 +115,45 @@ def export(
     answer(
         export_catalog(catalog, out, to.value, storage_options=parse_storage_options(storage_option)), format
     )
+
+
+@catalog_app.command("query")
+def query(
+    catalog: CatalogArgument,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT from the table 'catalogue'.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="All rows to .parquet, .csv or .json.")
+    ] = None,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Ask a catalogue in SQL (docs/queries.md holds common questions).
+
+    Example: applecider-batch catalog query CATALOG "SELECT gate, COUNT(*) AS n FROM catalogue GROUP BY gate"
+    """
+    from applecider_batch.catalog.query import query_catalog
+
+    result = query_catalog(catalog, sql, out, storage_options=parse_storage_options(storage_option))
+    answer(result, format, leave_out=("columns",))
+
+
+@catalog_app.command("diff")
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The older catalogue.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The newer catalogue.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE.parquet", help="Every single change.")
+    ] = None,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Say what changed class or flag between two releases, and whether by data, model, code or lists.
+
+    Example: applecider-batch catalog diff OLD NEW --out changes.parquet
+    """
+    from applecider_batch.catalog.diff import diff_catalogs
+
+    answer(diff_catalogs(old, new, out, storage_options=parse_storage_options(storage_option)), format)
 
 
 def report(

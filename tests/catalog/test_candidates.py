@@ -57,7 +57,8 @@ def _score(row: dict[str, Any]) -> float:
     anomaly = min(row["anomaly_consensus"] or 0.0, 4.0) / 4.0
     transient = row["prob_sni"] + row["prob_snii"] + 2 * row["prob_tde"]
     count = max(row["n_det"] - row["n_neg"], 1)
-    return row["prob_in_scope"] * quality * (1 - math.exp(-count / 4)) * (transient + anomaly)
+    gate = 1.0 if row["prob_in_scope"] is None else row["prob_in_scope"]
+    return gate * quality * (1 - math.exp(-count / 4)) * (transient + anomaly)
 
 
 def test_ranking_equals_a_plain_loop(catalogue: str, tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_a_chain_of_siblings_is_one_group(catalogue: str, tmp_path: Path) -> Non
 def test_score_without_anything_but_probabilities() -> None:
     rows = make_rows(NAMES[:30])
     bare = rows
-    for name in ("drb_median", "rb_max", "anomaly_consensus", "n_neg"):
+    for name in ("prob_in_scope", "drb_median", "rb_max", "anomaly_consensus", "n_neg"):
         at = bare.schema.get_field_index(name)
         bare = bare.set_column(at, bare.schema.field(at), pa.nulls(bare.num_rows, bare.schema.field(at).type))
     score = score_rows(bare)
