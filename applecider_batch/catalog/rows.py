@@ -39,7 +39,8 @@ def assemble_rows(prepared: Any, outputs: Any, identity: Mapping[str, Any]) -> p
         ``reference``: with it anomaly scores, and the ``latents`` and ``energies`` they are made of.
     identity : mapping
         ``run_id, shard_id, model_set_id, pipeline_version, trained`` and, where they exist,
-        ``calibration_id``, ``anomaly_ref_id``, ``prior_id``.
+        ``calibration_id``, ``anomaly_ref_id``, ``prior_id`` and ``training_ids`` (see
+        `models.model_set.ModelSet.training_ids`).
 
     Returns
     -------
@@ -73,6 +74,7 @@ def assemble_rows(prepared: Any, outputs: Any, identity: Mapping[str, Any]) -> p
     columns["calibrated"] = pa.repeat(pa.scalar(outputs.calibration.calibrated), rows.num_rows)
     if outputs.reference is not None:
         columns.update(anomaly_columns(prepared, outputs, answers, in_scope))
+    columns["in_training_set"] = _in_training_set(rows.column("objectId"), identity.get("training_ids"))
     columns.update(_identity_columns(identity, rows.num_rows))
     return load_table("catalogue").conform(pa.table(columns)).sort_by(_SORT)
 
@@ -137,6 +139,13 @@ def _top_class(predicted: np.ndarray, in_scope: np.ndarray) -> pa.Array:
     """Most probable class (the first of equals); null outside the gate or without probabilities."""
     indices = pa.array(np.maximum(predicted, 0), pa.int8(), mask=~in_scope | (predicted < 0))
     return pa.DictionaryArray.from_arrays(indices, list(CLASSES)).cast(pa.string())
+
+
+def _in_training_set(names: pa.ChunkedArray, known: tuple[frozenset[str], bool] | None) -> pa.Array:
+    """True where a network in use was trained on the object, null where it cannot be excluded."""
+    ids, complete = known or (frozenset(), False)
+    inside = [name in ids for name in names.to_pylist()]
+    return pa.array([True if found else False if complete else None for found in inside], pa.bool_())
 
 
 def _identity_columns(identity: Mapping[str, Any], n_rows: int) -> dict[str, pa.Array]:

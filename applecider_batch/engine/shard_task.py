@@ -171,6 +171,7 @@ class ShardTask:
         self._profile: str = self.model_set.profile
         self._modalities = [name for name in MODALITIES if name in self.model_set.defaults]
         self._calibration = Calibration.from_document(self.model_set.calibration)
+        self._training_ids = self.model_set.training_ids()
         self._reference = load_reference(self.model_set)
 
     @property
@@ -282,6 +283,7 @@ class ShardTask:
             "anomaly_ref_id": self.model_set.anomaly_ref_id,
             "pipeline_version": __version__,
             "trained": self.model_set.trained,
+            "training_ids": self._training_ids,
             "calibrated": self._calibration.calibrated,
         }
 

@@ -98,6 +98,9 @@ class ModelCard:
     metrics : dict
     profile_digest : str
         Digest of the feature profile that the network was made for.
+    training_ids, training_ids_sha256 : str
+        File beside the card with the names of the objects that trained the network, one a line, and its
+        SHA-256; empty where they are not known.
     weights, weights_sha256 : str
         File name beside the card, and its SHA-256.
     """
@@ -117,6 +120,8 @@ class ModelCard:
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: str = ""
     profile_digest: str = ""
+    training_ids: str = ""
+    training_ids_sha256: str = ""
     weights: str = ""
     weights_sha256: str = ""
 
@@ -241,6 +246,8 @@ class ModelCard:
             "training_data": self.training_data,
             "metrics": self.metrics,
             "notes": self.notes,
+            "training_ids": self.training_ids,
+            "training_ids_sha256": self.training_ids_sha256,
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
         }
@@ -338,7 +345,8 @@ def check_fields(document: Mapping[str, Any], *, complete: bool) -> None:
         raise UserError(
             f"The card has unknown fields: {', '.join(unknown)}; allowed: {', '.join(sorted(fields))}."
         )
-    if complete and (missing := sorted(k for k, f in fields.items() if f["stored"] and k not in document)):
+    needed = [k for k, f in fields.items() if f["stored"] and not f.get("optional", False)]
+    if complete and (missing := sorted(k for k in needed if k not in document)):
         raise UserError(f"The card lacks the fields {', '.join(missing)}.")
     for name, value in document.items():
         allowed = tuple(kind for text in fields[name]["type"].split("|") for kind in _TYPES[text])

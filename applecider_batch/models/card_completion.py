@@ -4,6 +4,7 @@ A card to import AstroMiNN with, in TOML (``schemas/model_card.json`` lists all 
 
     class_order = ["SN I", "SN II", "CV", "AGN", "TDE"]   # of the outputs, in order
     training_data = "ZTF BTS, 18,245 objects"             # optional, as are metrics, notes, trained
+    training_ids = "ZTF_IDs.txt"                          # optional: who trained it, a name a line
     feature_names = ["sgscore1", "sgscore2", …]           # only where the columns stood in another order
 
     [normalisation.metadata]                              # or metadata = "none" under [normalisation]
@@ -70,6 +71,30 @@ def read_card(card: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
     if made := sorted(k for k in document if not card_fields()[k]["given"]):
         raise UserError(f"The card's fields {', '.join(made)} are written by the import; leave them out.")
     return document
+
+
+def read_training_ids(
+    document: Mapping[str, Any], card: Mapping[str, Any] | str | Path | None
+) -> list[str] | None:
+    """Names in the file that a card to import with calls ``training_ids``, one a line; None without one.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or names nothing.
+    """
+    file = document.get("training_ids")
+    if not file:
+        return None
+    folder = Path(card).parent if isinstance(card, str | Path) else Path()
+    try:
+        lines = (folder / file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The card's training_ids '{folder / file}' cannot be read: {error}.") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"The card's training_ids '{folder / file}' names no object.")
+    return names
 
 
 def complete_card(

@@ -7,7 +7,7 @@ Nothing is guessed. What a network's outputs mean (``class_order``) and what its
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network, list_networks, network_spec
 from applecider_batch.models.card import ModelCard
-from applecider_batch.models.card_completion import complete_card, read_card
+from applecider_batch.models.card_completion import complete_card, read_card, read_training_ids
 from applecider_batch.models.checkpoints import read_checkpoint
 from applecider_batch.models.manifest import (
     IDENTITY_CALIBRATION,
@@ -164,6 +164,7 @@ def import_checkpoint(
         If the file holds code, names or shapes differ, the card cannot be completed, or the set refuses.
     """
     document = read_card(card)
+    training_ids = read_training_ids(document, card)
     get_profile(profile)
     checkpoint = read_checkpoint(file)
     chosen = _choose_network(checkpoint.state, profile, document, network)
@@ -181,7 +182,13 @@ def import_checkpoint(
         )
     state, cast = _to_float32(state, file)
     item, digest, in_use = put_network(
-        Store(set_path, storage_options), full, state, profile, default=default, replace=replace
+        Store(set_path, storage_options),
+        full,
+        state,
+        profile,
+        default=default,
+        replace=replace,
+        training_ids=training_ids,
     )
     return {
         "file": str(file),
@@ -226,7 +233,14 @@ def _to_float32(state: State, file: str | Path) -> tuple[State, list[str]]:
 
 
 def put_network(
-    store: Store, card: ModelCard, state: State, profile: str, *, default: bool | None, replace: bool
+    store: Store,
+    card: ModelCard,
+    state: State,
+    profile: str,
+    *,
+    default: bool | None,
+    replace: bool,
+    training_ids: Iterable[str] | None = None,
 ) -> tuple[dict[str, Any], str, bool]:
     """Write a network and the manifest of its set, which is made if absent.
 
@@ -250,7 +264,7 @@ def put_network(
         )
     usable = card.modality in ("photometry", "image", "spectra")
     in_use = bool(same and usable and (default is None or default))
-    item = write_network(store, card, state, default=in_use)
+    item = write_network(store, card, state, default=in_use, training_ids=training_ids)
     others = [dict(i) for i in manifest["network"] if i["name"] != card.name]
     if in_use:
         others = [i | {"default": False} if i["modality"] == card.modality else i for i in others]

@@ -109,11 +109,24 @@ def _toml(value: Any) -> str:
 
 
 def write_network(
-    store: Store, card: ModelCard, state: Mapping[str, Tensor], *, default: bool
+    store: Store,
+    card: ModelCard,
+    state: Mapping[str, Tensor],
+    *,
+    default: bool,
+    training_ids: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Write weights and card; returns the manifest's item. The manifest itself is :func:`save_set`'s."""
+    """Write weights, card and, where known, the names of the objects that trained the network.
+
+    Returns the manifest's item. The manifest itself is :func:`save_set`'s.
+    """
     import safetensors.torch
 
+    if training_ids is not None:
+        names = "".join(f"{name}\n" for name in sorted(set(training_ids))).encode()
+        file = f"{card.name}.training_ids.txt"
+        store.write_atomic(file, names)
+        card = replace(card, training_ids=file, training_ids_sha256=sha256(names))
     weights = f"{card.name}.safetensors"
     # Copies: tensors that share memory (one classifier under two names) are refused by safetensors.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}

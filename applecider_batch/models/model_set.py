@@ -56,6 +56,13 @@ class NetworkEntry:
         data = checked_bytes(self.store, self.card.weights, self.card.weights_sha256)
         return safetensors.torch.load(data)
 
+    def training_ids(self) -> frozenset[str] | None:
+        """Names of the objects that trained the network, None where its card names none."""
+        if not self.card.training_ids:
+            return None
+        data = checked_bytes(self.store, self.card.training_ids, self.card.training_ids_sha256)
+        return frozenset(data.decode().splitlines())
+
     def build(self) -> nn.Module:
         """The network with its weights, in eval mode and without gradients, on the CPU in float32."""
         import torch
@@ -126,6 +133,12 @@ class ModelSet:
         """Whether all networks in use are trained."""
         used = self.defaults.values()
         return bool(used) and all(entry.card.trained for entry in used)
+
+    def training_ids(self) -> tuple[frozenset[str], bool]:
+        """Names of the objects that trained any network in use, and whether all of them say theirs."""
+        lists = [entry.training_ids() for entry in self.defaults.values()]
+        known = [names for names in lists if names is not None]
+        return frozenset().union(*known), bool(lists) and len(known) == len(lists)
 
     def entry(self, name: str) -> NetworkEntry:
         """The network of that name; a UserError lists the choices."""
@@ -361,7 +374,9 @@ def verify_model_set(path: str | Path, storage_options: Mapping[str, Any] | None
     parameters: dict[str, int] = {}
     for item in manifest["network"]:
         try:
-            network = _entry(store, item, check_weights=False).build()
+            entry = _entry(store, item, check_weights=False)
+            entry.training_ids()
+            network = entry.build()
             parameters[item["name"]] = sum(p.numel() for p in network.parameters())
         except UserError as error:
             problems.append(str(error))

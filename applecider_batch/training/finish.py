@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -21,6 +22,13 @@ def write_split(store: Store, table: Any) -> str:
     with store.open_output("split.parquet") as out:
         pq.write_table(table, out, compression="zstd")
     return split_digest(table)
+
+
+def training_ids(store: Store) -> list[str]:
+    """Names of the objects that trained, from a training's ``split.parquet``."""
+    with store.open_input("split.parquet") as source:
+        table = pq.read_table(source)
+    return table.filter(pc.equal(table.column("part"), "train")).column("objectId").to_pylist()
 
 
 def finish(
@@ -83,7 +91,13 @@ def finish(
     )
     state: dict[str, Tensor] = trained.state
     item, digest, in_use = put_network(
-        Store(models, storage_options), card, state, profile, default=None, replace=True
+        Store(models, storage_options),
+        card,
+        state,
+        profile,
+        default=None,
+        replace=True,
+        training_ids=training_ids(store),
     )
     summary = {
         "network": name,

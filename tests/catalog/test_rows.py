@@ -188,3 +188,14 @@ def test_schema_units_and_ucds_are_valid() -> None:
         assert column.ucd, column.name
         assert check_ucd(column.ucd, check_controlled_vocabulary=True), column
         units.Unit(column.unit, format="vounit")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_objects_of_the_training_set_are_marked(complete: bool) -> None:
+    prepared = make_prepared(NAMES)
+    known = {"training_ids": (frozenset(NAMES[:7]), complete)}
+    rows = assemble_rows(prepared, make_outputs(prepared), FULL_IDENTITY | known).to_pylist()
+    rest = False if complete else None  # a network that does not say what trained it excludes nothing
+    assert {(r["objectId"], r["in_training_set"]) for r in rows} == {
+        (name, True if name in NAMES[:7] else rest) for name in NAMES
+    }

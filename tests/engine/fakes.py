@@ -216,6 +216,7 @@ def load_models(models: str, storage_options: Any = None) -> Any:
         calibration={},
         calibration_id=None,
         anomaly_ref_id=None,
+        training_ids=lambda: (frozenset(), False),
         defaults={
             "photometry": FakeEntry("photometry", ()),
             **({} if models == "slim" else {"image": FakeEntry("image", ("a", "b"))}),

@@ -768,3 +768,19 @@ def test_equal_imports_give_equal_bytes(tmp_path: Path) -> None:
         import_checkpoint(file, "upstream-main", tmp_path / name / "set", card=CARD)
     digests = {ModelSet.load(tmp_path / n / "set").digest for n in ("one", "two")}
     assert len(digests) == 1
+
+
+def test_training_ids_travel_with_the_network(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.pt", small_state())
+    (tmp_path / "ids.txt").write_text("ZTF18aaaaaaa\nZTF19 b\n\nZTF18aaaaaaa\n")
+    (tmp_path / "card.json").write_text(json.dumps(CARD | {"training_ids": "ids.txt"}))
+    run(file, card=tmp_path / "card.json")
+    found = ModelSet.load(file.parent / "set")
+    assert found.training_ids() == (frozenset({"ZTF18aaaaaaa", "ZTF19 b"}), True)
+    run(file, name="other", replace=True)
+    assert ModelSet.load(file.parent / "set").training_ids() == (frozenset(), False)
+    (file.parent / "set" / f"{found.entries[0].name}.training_ids.txt").write_text("ZTF20changed\n")
+    with pytest.raises(UserError, match="was changed"):
+        found.training_ids()
+    with pytest.raises(UserError, match="cannot be read"):
+        run(file, card=CARD | {"training_ids": "/nowhere/ids.txt"}, replace=True)
