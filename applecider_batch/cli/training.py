@@ -127,9 +127,6 @@ class Training(LabelledData):
         int | None, typer.Option("--epochs", min=1, help="At most; the preset's if not given.")
     ] = None
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and batches.")] = 0
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name in the model set; the network's if not given.")
-    ] = None
     quiet: QuietOption = False
 
     def arguments(self) -> dict[str, Any]:
@@ -138,18 +135,30 @@ class Training(LabelledData):
             "preset": self.preset.value,
             "epochs": self.epochs,
             "seed": self.seed,
-            "name": self.name,
             "progress": not self.quiet,
         }
 
-    def answer(self, result: dict[str, Any]) -> None:
-        """Write the summary and name the next command."""
+    def answer(self, result: dict[str, Any], models: str | None = None) -> None:
+        """Write the summary and name the next command, on the set that was written."""
         answer(
             result,
             self.format,
             next_command=f"applecider-batch evaluate models --archive {self.archive} --labels {self.labels} "
-            f"--models {self.models} --out EVALUATION",
+            f"--models {models or self.models} --out EVALUATION",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTraining(Training):
+    """What the trainings of one network take."""
+
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name in the model set; the network's if not given.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the function behind the command."""
+        return super().arguments() | {"name": self.name}
 
 
 def register(app: typer.Typer) -> None:
@@ -162,7 +171,7 @@ def register(app: typer.Typer) -> None:
 @train_app.command("photometry")
 @expand_groups
 def photometry(
-    given: Training,
+    given: NetworkTraining,
     network: Annotated[
         PhotometryNetwork, typer.Option("--network", help="The paper's transformer, or its baseline.")
     ] = PhotometryNetwork.cls_transformer,
@@ -198,7 +207,7 @@ def photometry(
 @train_app.command("image")
 @expand_groups
 def image(
-    given: Training,
+    given: NetworkTraining,
     max_days: Annotated[
         float, typer.Option("--max-days", min=0, help="Packets up to so many days after t0 are examples.")
     ] = 100.0,
@@ -222,7 +231,7 @@ def image(
 @train_app.command("spectra")
 @expand_groups
 def spectra(
-    given: Training,
+    given: NetworkTraining,
     classes: Annotated[
         ClassSet, typer.Option("--classes", help="Outputs; ten are summed to five when used.")
     ] = ClassSet.ten,
@@ -240,6 +249,45 @@ def spectra(
         given.archive, given.labels, given.out, given.models, class_set=classes.value, **given.arguments()
     )
     given.answer(result)
+
+
+@train_app.command("joint")
+@expand_groups
+def joint(
+    given: Training,
+    result: Annotated[
+        str, typer.Option("--result", metavar="SET", help="The model set to write; --models is not changed.")
+    ],
+    horizon: Annotated[
+        str,
+        typer.Option("--horizon", metavar="DAYS", help="Days after t0 at which objects are seen, or full."),
+    ] = "10",
+    min_modalities: Annotated[
+        int, typer.Option("--min-modalities", min=1, help="Objects with at least so many; others are masked.")
+    ] = 2,
+) -> None:
+    """Fine-tune the networks in use of a set together, on the fused probabilities and each one's own.
+
+    Give the split that the networks were trained with. Killed and started again it ends with the same
+    weights.
+
+    Example: applecider-batch train joint --archive ARCHIVE --labels labels.parquet --models MODELS
+    --out TRAINING --result JOINT
+    """
+    from applecider_batch.cli.runs import parse_horizons
+    from applecider_batch.training.joint import train_joint
+
+    found = train_joint(
+        given.archive,
+        given.labels,
+        given.out,
+        given.models,
+        result=result,
+        horizon=parse_horizons(horizon)[0],
+        min_modalities=min_modalities,
+        **given.arguments(),
+    )
+    given.answer(found, result)
 
 
 @evaluate_app.command("models")

@@ -96,6 +96,11 @@ class Dataset:
         """The same with parts."""
         return replace(self, part=self.population.parts(rule, self.group))
 
+    def trained_on(self, names: Collection[str]) -> np.ndarray:
+        """Objects that are among these names, or another name of one that is; bool (n,)."""
+        own = np.array([o in names or g in names for o, g in zip(self.object_id, self.group, strict=True)])
+        return np.isin(self.group.astype(str), self.group[own].astype(str))
+
     def split_table(self) -> pa.Table:
         """objectId, group, class and part of every object: what is written beside a trained network."""
         names = np.array([*PARTS, "none"])

@@ -112,9 +112,14 @@ def expert_focal_loss(
     index = _indices(target)
     ce = F.cross_entropy(logits, index, weight=alpha, reduction="none")
     focal = (_complement(-ce).pow(gamma) * ce).mean()
+    return focal + expert_weight * expert_term(expert_weights, index)
+
+
+def expert_term(expert_weights: Tensor, index: Tensor) -> Tensor:
+    """MSE between the router's weights (B, K) and one-hot(class mod K) of classes (B,); scalar."""
     n_experts = expert_weights.shape[-1]
     wanted = F.one_hot(index % n_experts, n_experts).to(expert_weights.dtype)
-    return focal + expert_weight * F.mse_loss(expert_weights, wanted)
+    return F.mse_loss(expert_weights, wanted)
 
 
 def masked_event_loss(
