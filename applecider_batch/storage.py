@@ -205,6 +205,12 @@ def store_of(url: str, storage_options: Mapping[str, Any] | None = None) -> tupl
     return Store(folder or ("/" if url.startswith("/") else "."), storage_options), name
 
 
+def absolute(url: str | Path) -> str:
+    """A local path as an absolute one, for processes that run in another folder; a URL as it is."""
+    text = str(url)
+    return text if "://" in text or "::" in text else os.path.abspath(text)
+
+
 def json_bytes(value: Any) -> bytes:
     """A JSON document with sorted keys, indented, ending in a newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from applecider_batch.cli.main import run
-from applecider_batch.engine.submit import FOLDER_VARIABLE
+from applecider_batch.cli.jobs import run_job
 
 if __name__ == "__main__":
-    # Relative paths are the submitter's, where this machine has the submitter's folder.
-    folder = os.environ.get(FOLDER_VARIABLE, "")
-    if os.path.isdir(folder):
-        os.chdir(folder)
-    sys.exit(run(["catalog", "build", *sys.argv[1:], "--format", "json"]))
+    sys.exit(run_job(["catalog", "build", *sys.argv[1:]]))

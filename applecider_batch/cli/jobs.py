@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -12,6 +13,17 @@ from applecider_batch.cli.output import Format, FormatOption, answer
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit)
+
+
+def run_job(arguments: list[str]) -> int:
+    """A verb inside a job, in the submitter's folder where this machine has it, answering in JSON."""
+    from applecider_batch.cli.main import run
+    from applecider_batch.engine.submit import FOLDER_VARIABLE
+
+    folder = os.environ.get(FOLDER_VARIABLE, "")
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    return run([*arguments, "--format", "json"])
 
 
 def submit(
@@ -27,7 +39,9 @@ def submit(
 ) -> None:
     """Submit a verb to a Ray cluster; everything after it is the verb's own options.
 
-    The submission id follows from the verb and its options, so submitting the same twice finds the first.
+    The package itself travels along; what it depends on is the image's. Submitting the same while it is under
+    way attaches to it; afterwards it goes on with what was left. The answer says how to stop it; 'cancel RUN'
+    stops a classification, too.
 
     Example: applecider-batch submit classify --address http://127.0.0.1:8265 --follow --archive ARCHIVE
     --models MODELS --run RUN --horizons 10,full
@@ -36,8 +50,9 @@ def submit(
 
     arguments = list(context.args)
     if verb == "catalog" and arguments[:1] == ["build"]:
-        verb, arguments = "catalog-build", arguments[1:]
-    result = run(verb, arguments, address, follow=follow)
-    answer(result, format, next_command=None if follow else "applecider-batch status RUN")
+        verb, arguments = "catalog build", arguments[1:]
+    result = run(verb.replace(" ", "-"), arguments, address, follow=follow)
+    following = "applecider-batch status RUN" if verb == "classify" else "the same command with --follow"
+    answer(result, format, next_command=None if follow else following)
     if result.get("exit_code"):
         raise typer.Exit(int(result["exit_code"]))

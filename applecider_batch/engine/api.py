@@ -5,11 +5,12 @@ A run is a folder; everything here takes and returns plain values (see ``schemas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from applecider_batch.errors import UsageError
-from applecider_batch.storage import Store
+from applecider_batch.storage import Store, absolute
 
 DEFAULT_HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
 DEFAULT_OBJECTS_PER_SHARD = 2000
@@ -166,6 +167,9 @@ def classify(
         )
     if limit_shards is not None and limit_shards < 1:
         raise UsageError(f"--limit-shards must be at least 1, given was {limit_shards}.")
+    # Workers run in folders of their own.
+    archive_url, run_url = absolute(archive_url), absolute(run_url)
+    models = absolute(models) if os.path.isdir(models) else models
     run = RunFolder(Store(run_url, storage_options))
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     made = make_plan(

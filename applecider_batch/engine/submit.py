@@ -1,21 +1,25 @@
 """Running the verbs as Ray jobs, through Ray's job API against a head started with ``ray start --head``.
 
-The job's working directory is the folder ``jobs/``, which Ray carries to the cluster; the package itself
-has to be installed there (an image, not ``runtime_env`` pip).  The submission id follows from the verb and
-its arguments.
+The job's working directory holds the entry points of ``jobs/`` with this very package and its schemas, which
+Ray carries to the cluster; what the package depends on has to be installed there (an image, not
+``runtime_env`` pip).  The submission id follows from the verb, its arguments and the submitter's folder, so
+the same submission is found again while it runs, and resumes what it left when it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,16 @@ from applecider_batch.digest import json_digest
 from applecider_batch.engine.ray_cluster import set_environment
 from applecider_batch.errors import ClusterError, UsageError
 from applecider_batch.logs import get_logger
-from applecider_batch.schema import jobs_folder
+from applecider_batch.schema import jobs_folder, schemas_folder
 
 VERBS: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "train")
 FOLDER_VARIABLE = "APPLECIDER_BATCH_JOB_FOLDER"
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
+# Verbs that hand their work to other processes of the cluster; the others compute where they run, and are
+# given a node that has a CPU (a head without workload has none).
+SPREADING: tuple[str, ...] = ("classify",)
 
 _log = get_logger(__name__)
 
@@ -61,8 +68,9 @@ def submit(
     Returns
     -------
     dict
-        ``submission_id, address, status`` and, where it was followed to the end, ``exit_code`` and
-        ``result`` (the verb's own answer).
+        ``submission_id, address, verb, attached`` (whether it was under way already), ``status, stop`` (the
+        command that ends the job) and, where it was followed to the end, ``exit_code`` and ``result`` (the
+        verb's own answer).
 
     Raises
     ------
@@ -74,19 +82,19 @@ def submit(
     if verb not in VERBS:
         raise UsageError(f"The verb '{verb}' cannot be submitted; allowed are {', '.join(VERBS)}.")
     client = _client(address)
-    words = [python or sys.executable, f"{verb.replace('-', '_')}.py", *arguments]
-    submission_id, running = _submission_id(client, verb, arguments)
-    if running:
-        _log.info("The job %s is already under way.", submission_id)
-    else:
-        _asked(
-            client.submit_job,
-            entrypoint=shlex.join(words),
-            submission_id=submission_id,
-            runtime_env={"working_dir": str(jobs_folder()), "env_vars": {FOLDER_VARIABLE: os.getcwd()}},
-            metadata={"verb": verb},
-        )
-    answer: dict[str, Any] = {"submission_id": submission_id, "address": address, "verb": verb}
+    submission_id, attached = _submission_id(client, verb, arguments)
+    if not attached:
+        words = [python or sys.executable, f"{verb.replace('-', '_')}.py", *arguments]
+        attached = not _submitted(client, submission_id, verb, words)
+    if attached:
+        _log.info("The job %s is under way already; nothing new was submitted.", submission_id)
+    answer: dict[str, Any] = {
+        "submission_id": submission_id,
+        "address": address,
+        "verb": verb,
+        "attached": attached,
+        "stop": f"ray job stop {submission_id} --address {address}",
+    }
     if not follow:
         return {**answer, "status": str(_asked(client.get_job_status, submission_id).value)}
     with warnings.catch_warnings():
@@ -102,6 +110,41 @@ def submit(
     }
 
 
+def _submitted(client: Any, submission_id: str, verb: str, words: Sequence[str]) -> bool:
+    """Hand the job in; False if another process has just handed in the same."""
+    resources = {} if verb in SPREADING else {"entrypoint_num_cpus": 1}
+    if "entrypoint_num_cpus" in resources and "cuda" in words:
+        resources["entrypoint_num_gpus"] = 1
+    with working_folder() as folder:
+        try:
+            _asked(
+                client.submit_job,
+                entrypoint=shlex.join(words),
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(folder), "env_vars": {FOLDER_VARIABLE: os.getcwd()}},
+                metadata={"verb": verb},
+                **resources,
+            )
+        except ClusterError as error:
+            if "already exists" not in str(error):
+                raise
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder with the entry points, the package and its schemas, laid out as a checkout is."""
+    ignored = shutil.ignore_patterns("__pycache__", "_data")
+    with tempfile.TemporaryDirectory(prefix="acb-submit-") as name:
+        folder = Path(name)
+        package = Path(__file__).resolve().parents[1]
+        shutil.copytree(package, folder / package.name, ignore=ignored)
+        shutil.copytree(schemas_folder(), folder / "schemas")
+        shutil.copytree(jobs_folder(), folder, ignore=ignored, dirs_exist_ok=True)
+        yield folder
+
+
 def _client(address: str) -> Any:
     """Ray's job client; the token that this user's Ray clusters demand goes along."""
     set_environment()
@@ -110,7 +153,8 @@ def _client(address: str) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for talker in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
     url = address if "://" in address else f"http://{address}"
     try:
         return JobSubmissionClient(url)
@@ -143,7 +187,7 @@ def _refused(where: str | None, error: Exception) -> ClusterError:
 
 def _submission_id(client: Any, verb: str, arguments: Sequence[str]) -> tuple[str, bool]:
     """The id to use, and whether its job is under way; the id of a job that ended is not used again."""
-    base = f"acb-{verb}-{json_digest([verb, list(arguments)])[:12]}"
+    base = f"acb-{verb}-{json_digest([verb, list(arguments), os.getcwd()])[:12]}"
     jobs = {job.submission_id: job.status for job in _asked(client.list_jobs) if job.submission_id}
     number = 1
     while True:

@@ -18,7 +18,7 @@ import yaml
 
 from applecider_batch.engine import api
 from applecider_batch.engine import submit as submit_module
-from applecider_batch.engine.submit import VERBS, last_document, submit
+from applecider_batch.engine.submit import VERBS, last_document, submit, working_folder
 from applecider_batch.errors import ClusterError, UsageError
 from applecider_batch.schema import jobs_folder
 from tests.engine.conftest import Inputs
@@ -33,19 +33,22 @@ class Head(NamedTuple):
     gcs: str
     environment: dict[str, str]
 
-    def submit(self, verb: str, arguments: list[str]) -> tuple[dict[str, Any], str]:
+    def submit(
+        self, verb: str, arguments: list[str], folder: Path, follow: bool = True
+    ) -> tuple[dict[str, Any], str]:
         """``submit`` by its command, in a process that knows this head's token alone: answer and stderr."""
         code = "from applecider_batch.cli.main import main; main()"
-        words = ["submit", verb, "--address", self.jobs, "--follow", "--format", "json", *arguments]
+        words = ["submit", verb, "--address", self.jobs, "--format", "json", *arguments]
         done = subprocess.run(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", code, *words, *(["--follow"] if follow else [])],
             env=self.environment,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,
         )
         answer: dict[str, Any] = json.loads(done.stdout)
-        assert done.returncode == answer["exit_code"], done.stderr
+        assert done.returncode == answer.get("exit_code", 0), done.stderr
         return answer, done.stderr
 
 
@@ -93,20 +96,87 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_classify_as_a_job(head: Head, inputs: Inputs, tmp_path: Path) -> None:
-    arguments = ["--archive", inputs.archive, "--models", inputs.models, "--run", str(tmp_path / "run")]
-    arguments += ["--horizons", "10,full", "--objects-per-shard", "12", "--workers", "1", "--device", "cpu"]
-    answer, said = head.submit("classify", arguments)
+    # Relative paths are the submitter's, also in the workers, whose folder is the shipped package's.
+    for name, there in (("archive", inputs.archive), ("models", inputs.models)):
+        (tmp_path / name).symlink_to(there)
+    arguments = ["--archive", "archive", "--models", "models", "--run", "run", "--horizons", "10,full"]
+    arguments += ["--objects-per-shard", "3", "--workers", "1", "--device", "cpu"]
+    first, _ = head.submit("classify", arguments, tmp_path, follow=False)
+    again, said = head.submit("classify", arguments, tmp_path, follow=False)
+    assert (first["attached"], again["attached"]) == (False, True)
+    assert again["submission_id"] == first["submission_id"]
+    assert "under way already" in said
+    # Cancelled in the middle from the run folder alone, and resumed by submitting the same again.
+    run = str(tmp_path / "run")
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "run").glob("commits/shard-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert api.status(run)["state"] == "running"
+    assert api.cancel(run)["cancelled"]
+    while api.status(run)["driver"] is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert 0 < api.status(run)["shards_committed"] < api.status(run)["shards"]
+    answer, said = head.submit("classify", arguments, tmp_path)
     assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
+    assert answer["submission_id"] == f"{first['submission_id']}-2"
     assert answer["result"]["state"] == "complete"
-    assert answer["result"]["run_id"] == api.status(str(tmp_path / "run"))["run_id"]
-    # The same again is another job (the first has ended), and the run is already done.
-    again, _ = head.submit("classify", arguments)
-    assert again["submission_id"] == f"{answer['submission_id']}-2"
-    assert again["result"]["objects"] == answer["result"]["objects"]
+    assert answer["result"]["run_id"] == api.status(run)["run_id"]
+    assert [s["state"] for s in api.status(run)["sessions"]] == ["start", "interrupted", "start", "complete"]
     # Another selection into the same run is refused, and the job tells so.
-    refused, said = head.submit("classify", [*arguments, "--horizons", "3"])
+    refused, said = head.submit("classify", [*arguments, "--horizons", "3"], tmp_path)
     assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
     assert "what differs: the horizons" in said
+
+
+def test_what_is_shipped_runs_by_itself(tmp_path: Path) -> None:
+    with working_folder() as folder:
+        usages = {}
+        for verb in VERBS:
+            script = str(folder / f"{verb.replace('-', '_')}.py")
+            done = subprocess.run(
+                [sys.executable, script, *(["spectra"] if verb == "train" else []), "--help"],
+                env={**os.environ, "PYTHONPATH": "", "APPLECIDER_BATCH_JOB_FOLDER": str(tmp_path)},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            usages[verb] = done.stdout.split("[OPTIONS]")[0].split(maxsplit=1)[1].split()
+        code = "import applecider_batch.schema as s; s.load_table('catalogue'); print(s.__file__)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+        )
+        assert Path(done.stdout).is_relative_to(folder)
+    words = {verb: usage[1:] for verb, usage in usages.items()}
+    assert words == {
+        "ingest": ["ingest"],
+        "compact": ["archive", "compact"],
+        "classify": ["classify"],
+        "catalog-build": ["catalog", "build"],
+        "train": ["train", "spectra"],
+    }
+
+
+class OneJob:
+    """A job server at which somebody else submits the same first."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+
+    def submit_job(self, **asked: Any) -> str:
+        self.asked = asked
+        raise RuntimeError(
+            f"status code 500: Job with submission_id {asked['submission_id']} already exists."
+        )
+
+
+def test_a_submission_that_somebody_was_faster_with_is_joined() -> None:
+    server = OneJob()
+    assert not submit_module._submitted(server, "acb-train-1", "train", ["python", "train.py", "cuda"])
+    assert (server.asked["entrypoint_num_cpus"], server.asked["entrypoint_num_gpus"]) == (1, 1)
+    assert not submit_module._submitted(server, "acb-classify-1", "classify", ["python", "classify.py"])
+    assert "entrypoint_num_cpus" not in server.asked
 
 
 def test_a_head_that_has_just_started_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
