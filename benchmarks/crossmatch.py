@@ -2,8 +2,8 @@
 
     python -m benchmarks.crossmatch [--rows 10000000] [--sources 200000]
 
-Rows come in batches of 65,536 (four horizons an episode), positions are spread over ZTF's sky, a hundredth of the
-episodes lie on a listed source. Made rows are not timed; reading and writing Parquet is left out.
+Rows come in batches of 65,536 (four horizons an episode), positions are spread over ZTF's sky, a hundredth of
+the episodes lie on a listed source. Made rows are not timed; reading and writing Parquet is left out.
 """
 
 from __future__ import annotations
