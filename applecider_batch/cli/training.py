@@ -46,6 +46,7 @@ class PhotometryNetwork(StrEnum):
 
     cls_transformer = "cls_transformer"
     informer = "informer"
+    tabular_transformer = "tabular_transformer"
 
 
 class ClassSet(StrEnum):
@@ -173,8 +174,14 @@ def register(app: typer.Typer) -> None:
 def photometry(
     given: NetworkTraining,
     network: Annotated[
-        PhotometryNetwork, typer.Option("--network", help="The paper's transformer, or its baseline.")
+        PhotometryNetwork,
+        typer.Option(
+            "--network", help="The paper's transformer, its baseline, or one that also reads summary numbers."
+        ),
     ] = PhotometryNetwork.cls_transformer,
+    classes: Annotated[
+        ClassSet, typer.Option("--classes", help="Outputs; ten are summed to five when used.")
+    ] = ClassSet.five,
     pretrain_epochs: Annotated[
         int, typer.Option("--pretrain-epochs", min=0, help="Masked-event pre-training first; 0: none.")
     ] = 0,
@@ -197,6 +204,7 @@ def photometry(
         given.out,
         given.models,
         network=network.value,
+        class_set=classes.value,
         pretrain_epochs=pretrain_epochs,
         head_epochs=head_epochs,
         **given.arguments(),

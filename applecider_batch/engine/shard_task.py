@@ -212,7 +212,7 @@ class ShardTask:
             self.plan.horizons,
             self._profile,
             0.0 if jd_max is None else jd_max,
-            set(self._modalities),
+            self.model_set.inputs,
             self.plan.identity.get("cuts", {}),
             set_aside,
         )

@@ -26,6 +26,7 @@ from applecider_batch.features.asof import (
     view_points,
     walls_of,
 )
+from applecider_batch.features.curve_summary import CURVE_SUMMARY, curve_summary
 from applecider_batch.features.cuts import Preset, cut_columns
 from applecider_batch.features.episodes import Episodes, find_episodes
 from applecider_batch.features.gate import judge
@@ -38,10 +39,12 @@ from applecider_batch.features.light_curves import (
     in_sequence,
     merge_events,
 )
+from applecider_batch.features.limits import limits_of, merge_limits
 from applecider_batch.features.metadata import event_history, packet_metadata
 from applecider_batch.features.points import Alerts, Points, load_alerts, load_points
 from applecider_batch.features.prepared import (
     LIGHT_CURVE_SCHEMA,
+    CurveSummary,
     ImageInputs,
     PhotometryInputs,
     Prepared,
@@ -55,7 +58,7 @@ from applecider_batch.features.prepared import (
 )
 from applecider_batch.features.profiles import Profile
 from applecider_batch.features.quality import Quality
-from applecider_batch.features.segments import expand_ranges, last_true, text_column
+from applecider_batch.features.segments import expand_ranges, last_true, take_ranges, text_column
 from applecider_batch.features.spectra import (
     ASSUMED_REDSHIFT_SOURCE,
     choose_spectra,
@@ -94,7 +97,7 @@ def prepare_shard(
     snapshot_jd_max : float
         Last jd of the snapshot: the wall of the full history.
     modalities : collection of str
-        Which inputs are made, of photometry, image, spectra.
+        Which inputs are made, of photometry, image, spectra; with photometry also ``curve_summary``.
     cuts : sequence of Preset
         The user's own presets, beside the packaged ones.
     set_aside : mapping of objectId -> (error_code, sentence), optional
@@ -153,8 +156,10 @@ def _prepare(
     modalities: Collection[str],
     cuts: Sequence[Preset],
 ) -> Prepared:
-    if unknown := sorted(set(modalities) - set(MODALITIES)):
+    if unknown := sorted(set(modalities) - {*MODALITIES, CURVE_SUMMARY}):
         raise UserError(f"Unknown modalities {', '.join(unknown)}; allowed are {', '.join(MODALITIES)}.")
+    if CURVE_SUMMARY in modalities and profile.cut_on_dt:
+        raise UserError(f"The profile '{profile.name}' has no summary numbers of light curves; 'paper' has.")
 
     def prepare(part: Shard) -> Prepared:
         return _Preparation(part, rows, profile, frozenset(modalities), cuts).run()
@@ -267,13 +272,22 @@ class _Preparation:
         else:
             made = event_features(usable, n_views, self.profile)
             to_sequence, family = self.of_row, self.point_view.episode
-        kept, item = drop_repeated(made, family)
-        counts = np.diff(made.offsets)[kept]
-        _, source = expand_ranges(made.offsets[kept], made.offsets[kept + 1])
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        limits = None
+        if CURVE_SUMMARY in self.modalities:
+            view = self.point_view
+            measured = merge_limits(self.points, view.segment, view.position, self.profile)
+            limits = limits_of(usable.take(in_sequence(usable)), made, measured)
+        kept, item = drop_repeated(made, family, limits)
+        source, offsets = take_ranges(made.offsets, kept)
+        summary = None
+        if limits is not None:
+            which, limit_offsets = take_ranges(limits[1], kept)
+            numbers = curve_summary(made.values[source], offsets, limits[0][which], limit_offsets)
+            summary = CurveSummary(limits[0][which], limit_offsets, numbers)
         self.quality |= np.where(made.n_not_positive[to_sequence] > 0, Quality.EVENTS_NOT_POSITIVE, 0)
         self.quality |= np.where(made.n_cut[to_sequence] > 0, Quality.SEQUENCE_CUT, 0)
-        return PhotometryInputs(made.values[source], offsets, item[to_sequence]), self._light_curves(events)
+        inputs = PhotometryInputs(made.values[source], offsets, item[to_sequence], summary)
+        return inputs, self._light_curves(events)
 
     def _light_curves(self, events: Events) -> pa.Table:
         """Events behind the last wall of each episode, whatever their sign."""

@@ -292,7 +292,9 @@ def log_fluxes(events: Events, profile: Profile) -> tuple[np.ndarray, np.ndarray
     return np.log10(wide).astype(work), (scaled / wide).astype(work)
 
 
-def drop_repeated(sequences: Sequences, family: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def drop_repeated(
+    sequences: Sequences, family: np.ndarray, limits: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Sequences that equal their predecessor of the same family to the bit are kept once; empty ones go.
 
     Parameters
@@ -300,6 +302,8 @@ def drop_repeated(sequences: Sequences, family: np.ndarray) -> tuple[np.ndarray,
     sequences : Sequences
     family : ndarray of int64, shape (n,)
         Only neighbours of one family (an episode) are compared.
+    limits : tuple of ndarray, (M, 3) and (n + 1,), optional
+        Upper limits and their offsets, which must be equal as well.
 
     Returns
     -------
@@ -309,17 +313,22 @@ def drop_repeated(sequences: Sequences, family: np.ndarray) -> tuple[np.ndarray,
         Position in ``kept`` of each sequence; -1 for an empty one.
     """
     length = np.diff(sequences.offsets)
-    n = len(length)
-    same = np.zeros(n, bool)
-    if n > 1:
-        candidates = 1 + np.flatnonzero(
-            (length[1:] == length[:-1]) & (family[1:] == family[:-1]) & (length[1:] > 0)
-        )
-        segment, here = expand_ranges(sequences.offsets[candidates], sequences.offsets[candidates + 1])
-        before = here - length[candidates][segment]
-        differs = (sequences.values[here] != sequences.values[before]).any(axis=1)
-        same[candidates] = counts_of(segment, len(candidates), differs) == 0
+    same = np.zeros(len(length), bool)
+    same[1:] = (family[1:] == family[:-1]) & (length[1:] > 0)
+    for values, offsets in ((sequences.values, sequences.offsets), *([limits] if limits else [])):
+        same &= _as_before(values, offsets)
     new = ~same & (length > 0)
     item = np.cumsum(new) - 1
     item[length == 0] = -1
     return np.flatnonzero(new), item.astype(np.int32)
+
+
+def _as_before(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which ranges hold the same rows as the range before them, bool (n,)."""
+    length = np.diff(offsets)
+    same = np.zeros(len(length), bool)
+    candidates = 1 + np.flatnonzero(length[1:] == length[:-1])
+    segment, here = expand_ranges(offsets[candidates], offsets[candidates + 1])
+    differs = (values[here] != values[here - length[candidates][segment]]).any(axis=1)
+    same[candidates] = counts_of(segment, len(candidates), differs) == 0
+    return same

@@ -139,6 +139,9 @@ class Points:
         Magnitude of the absolute flux of detections, NaN where unusable.
     flux, flux_err : ndarray, shape (n,)
         Signed, µJy; NaN where the point holds no usable measurement (upper limits included).
+    limit_err : ndarray, shape (n,)
+        µJy: 1-sigma error of a flux of 0, of upper limits (a fifth of diffmaglim's flux) and of forced points
+        that are no detections; NaN elsewhere.
     ra, dec : ndarray, shape (n,)
         Degrees, NaN where absent.
     good : ndarray of bool, shape (n,)
@@ -162,6 +165,7 @@ class Points:
     mag: np.ndarray
     flux: np.ndarray
     flux_err: np.ndarray
+    limit_err: np.ndarray
     ra: np.ndarray
     dec: np.ndarray
     good: np.ndarray
@@ -194,6 +198,7 @@ def load_points(table: pa.Table, objects: pa.Array) -> Points:
     with np.errstate(divide="ignore", invalid="ignore"):
         significant = usable & (np.abs(flux) >= DETECTION_SNR * flux_err)
     detection = np.where(table_flux, significant, is_detection & ~forced)
+    limit_err = _limit_errors(table, forced, is_detection, np.where(usable & ~significant, flux_err, np.nan))
     sign = np.where(table_flux & np.isfinite(flux), np.sign(flux), sign).astype(np.int64)
     solar_system = solar_system_match(float_column(table, "ssdistnr"))
     bogus = float_column(table, "rb") < RB_MIN
@@ -214,6 +219,7 @@ def load_points(table: pa.Table, objects: pa.Array) -> Points:
         "mag": np.where(detection & usable, _flux_to_mag(flux), np.nan),
         "flux": np.where(usable, flux, np.nan),
         "flux_err": np.where(usable, flux_err, np.nan),
+        "limit_err": limit_err,
         "ra": float_column(table, "ra"),
         "dec": float_column(table, "dec"),
         "good": detection & usable & positive & ~bogus & ~solar_system,
@@ -226,6 +232,15 @@ def load_points(table: pa.Table, objects: pa.Array) -> Points:
 def _flux_to_mag(flux: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return ZERO_POINT_UJY - 2.5 * np.log10(np.abs(flux))
+
+
+def _limit_errors(
+    table: pa.Table, forced: np.ndarray, is_detection: np.ndarray, forced_err: np.ndarray
+) -> np.ndarray:
+    limit = float_column(table, "diffmaglim")
+    given = ~is_detection & (limit >= MAG_RANGE[0]) & (limit <= MAG_RANGE[1])
+    error = mag_to_flux(np.where(given, limit, np.nan), limit)[0] / DETECTION_SNR
+    return np.where(forced, forced_err, error)
 
 
 def _plausible(mag: np.ndarray, sigma: np.ndarray) -> np.ndarray:

@@ -47,6 +47,24 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True)
+class CurveSummary:
+    """Upper limits and summary numbers of sequences, see `features.curve_summary`.
+
+    Attributes
+    ----------
+    limits : ndarray, float32, shape (M, 3)
+    offsets : ndarray, int64, shape (n + 1,)
+        Limits of sequence k are ``limits[offsets[k]:offsets[k + 1]]``.
+    values : ndarray, float32, shape (n, F)
+        NaN where a number is not defined.
+    """
+
+    limits: np.ndarray
+    offsets: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
 class PhotometryInputs:
     """Distinct light-curve sequences.
 
@@ -56,11 +74,14 @@ class PhotometryInputs:
         Not standardised: log1p(dt), log1p(dt_prev), log10 flux, its error, one-hot g, r, i.
     offsets : ndarray, int64, shape (n + 1,)
     row_index : ndarray, int32, shape (n_rows,)
+    curve_summary : CurveSummary or None
+        Where it was asked for.
     """
 
     values: np.ndarray
     offsets: np.ndarray
     row_index: np.ndarray
+    curve_summary: CurveSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -229,14 +250,13 @@ def failed_objects(
 def join_prepared(parts: Sequence[Prepared]) -> Prepared:
     """Prepared parts of a shard, in object order, as one."""
     sequences = [len(p.photometry.offsets) - 1 for p in parts]
-    events = [len(p.photometry.values) for p in parts]
-    ends = [p.photometry.offsets[1:] + shift for p, shift in zip(parts, _before(events), strict=True)]
     return Prepared(
         pa.concat_tables([p.rows for p in parts]),
         PhotometryInputs(
             np.concatenate([p.photometry.values for p in parts]),
-            np.concatenate([np.zeros(1, np.int64), *ends]),
+            _join_offsets([p.photometry.offsets for p in parts]),
             _join_index([p.photometry.row_index for p in parts], sequences),
+            _join_summaries([p.photometry.curve_summary for p in parts]),
         ),
         ImageInputs(
             np.concatenate([p.image.candid for p in parts]),
@@ -256,6 +276,24 @@ def join_prepared(parts: Sequence[Prepared]) -> Prepared:
 
 def _before(sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def _join_offsets(offsets: Sequence[np.ndarray]) -> np.ndarray:
+    sizes = [int(o[-1]) for o in offsets]
+    ends = [o[1:] + shift for o, shift in zip(offsets, _before(sizes), strict=True)]
+    return np.concatenate([np.zeros(1, np.int64), *ends])
+
+
+def _join_summaries(parts: Sequence[CurveSummary | None]) -> CurveSummary | None:
+    """Parts without sequences (objects that failed) have none."""
+    made = [p for p in parts if p is not None]
+    if not made:
+        return None
+    return CurveSummary(
+        np.concatenate([p.limits for p in made]),
+        _join_offsets([p.offsets for p in made]),
+        np.concatenate([p.values for p in made]),
+    )
 
 
 def _join_index(indices: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:

@@ -89,6 +89,13 @@ def expand_ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.n
     return segment, first[segment] + within
 
 
+def take_ranges(offsets: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the rows of the ranges ``kept`` of a ragged array, and the offsets that they have then."""
+    _, position = expand_ranges(offsets[kept], offsets[kept + 1])
+    size = np.diff(offsets)[kept]
+    return position, np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
+
+
 def search_in_segments(
     segment: np.ndarray, value: np.ndarray, query_segment: np.ndarray, query: np.ndarray, side: str = "left"
 ) -> np.ndarray:

@@ -6,7 +6,8 @@ batch.
 
 Batches are dictionaries of arrays as they travel to a predictor:
 
-- photometry: ``x`` float32 (b, L, 7) raw, 0 where padded; ``mask`` bool (b, L), True = real event
+- photometry: ``x`` float32 (b, L, 7) raw, 0 where padded; ``mask`` bool (b, L), True = real event; where the
+  network reads them ``summary`` float32 (b, F), NaN where a number is not defined
 - image: ``image`` float32 or float16 (b, C, S, S); ``metadata`` float32 (b, F)
 - spectra: ``x`` float32 or float16 (b, 1, N)
 """

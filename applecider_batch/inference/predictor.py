@@ -114,7 +114,10 @@ class Predictor:
         if self.modality == "photometry":
             x = self._card.standardise_photometry(batch["x"])
             x[~batch["mask"]] = 0.0  # padding is 0 after standardising too
-            return self._tensor(x), self._tensor(batch["mask"])
+            inputs = self._tensor(x), self._tensor(batch["mask"])
+            if not self._card.reads_summary:
+                return inputs
+            return *inputs, self._tensor(self._card.standardise_summary(batch["summary"]))
         if self.modality == "image":
             return self._tensor(batch["image"]), self._tensor(
                 self._card.standardise_metadata(batch["metadata"])

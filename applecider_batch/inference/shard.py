@@ -203,7 +203,7 @@ def _batches(
     wire = wire_dtype(dtype)
     if modality == "photometry":
         offsets = np.asarray(prepared.photometry.offsets)
-        return len(offsets) - 1, _photometry(prepared.photometry.values, offsets, batch_size)
+        return len(offsets) - 1, _photometry(prepared.photometry, offsets, batch_size)
     if modality == "image":
         return len(prepared.image.candid), _images(prepared.image, cutouts, batch_size, wire)
     flux = prepared.spectra.flux
@@ -213,11 +213,13 @@ def _batches(
     )
 
 
-def _photometry(
-    values: np.ndarray, offsets: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, Batch]]:
+def _photometry(photometry: Any, offsets: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    summary = getattr(photometry, "curve_summary", None)
     for length, items in cut_by_length(np.diff(offsets), batch_size):
-        yield items, pad_sequences(values, offsets, items, length)
+        batch = pad_sequences(photometry.values, offsets, items, length)
+        if summary is not None:
+            batch["summary"] = summary.values[items]
+        yield items, batch
 
 
 def _images(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from applecider_batch.errors import UserError
+from applecider_batch.features.curve_summary import SUMMARY_NAMES
 from applecider_batch.schema import schemas_folder
 from applecider_batch.taxonomy import CLASSES, to_class5
 
@@ -89,8 +90,9 @@ class ModelCard:
     feature_names : tuple of str
         Columns of the input in order (photometry channels, metadata); empty for spectra.
     normalisation : dict
-        ``photometry``: :class:`Statistics` of the first four channels; ``metadata``: of the metadata, or
-        None where the network takes them as they are.
+        ``photometry``: :class:`Statistics` of the first four channels; ``summary``: of the summary numbers
+        of light curves, there only where the network reads them; ``metadata``: of the metadata, or None where
+        the network takes them as they are.
     missing_value : float
         Stands for a missing metadata value (-999); NaN is turned into it.
     trained : bool
@@ -141,6 +143,13 @@ class ModelCard:
                 f" {N_STANDARDISED} channels are standardised"
                 f" ({', '.join(PHOTOMETRY_CHANNELS[:N_STANDARDISED])})."
             )
+        summary = self.normalisation.get("summary")
+        if summary is not None and self.feature_names[len(PHOTOMETRY_CHANNELS) :] != SUMMARY_NAMES:
+            raise UserError(
+                f"The card '{self.name}' was made for other summary numbers of light curves than this version"
+                " makes.",
+                hint="Use the version it was made with, or train again.",
+            )
         metadata = self.normalisation.get("metadata")
         if metadata is not None and len(metadata.mean) != len(self.feature_names):
             raise UserError(
@@ -166,6 +175,29 @@ class ModelCard:
             std = np.array(statistics.std, dtype=np.float32)
             out[..., :N_STANDARDISED] = (out[..., :N_STANDARDISED] - mean) / (std + np.float32(STD_EPSILON))
         return out
+
+    @property
+    def reads_summary(self) -> bool:
+        """Whether the network reads the summary numbers of light curves."""
+        return "summary" in self.normalisation
+
+    def standardise_summary(self, values: np.ndarray) -> np.ndarray:
+        """Summary numbers of light curves: (v - mean) / std within the card's clip; NaN stays.
+
+        Parameters
+        ----------
+        values : ndarray, float32, shape (n, F)
+
+        Returns
+        -------
+        ndarray, float32, shape (n, F)
+        """
+        statistics = self.normalisation["summary"]
+        if statistics is None:
+            return values
+        mean, std = (np.array(v, np.float32) for v in (statistics.mean, statistics.std))
+        limit = np.inf if statistics.clip is None else statistics.clip
+        return np.clip((values - mean) / std, -limit, limit)
 
     def standardise_metadata(self, values: np.ndarray) -> np.ndarray:
         """Metadata as the network wants them: NaN to the missing value, then the card's mean and std, if any.

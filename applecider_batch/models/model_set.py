@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
+from applecider_batch.features.curve_summary import CURVE_SUMMARY
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
@@ -127,6 +128,12 @@ class ModelSet:
         """The network in use for each of photometry, image, spectra (those that the set has)."""
         chosen = {e.modality: e for e in self.entries if e.default}
         return {m: chosen[m] for m in ("photometry", "image", "spectra") if m in chosen}
+
+    @property
+    def inputs(self) -> set[str]:
+        """What `features.inputs.prepare_shard` is to make for the networks in use."""
+        extra = {CURVE_SUMMARY} if any(e.card.reads_summary for e in self.defaults.values()) else set()
+        return {*self.defaults, *extra}
 
     @property
     def trained(self) -> bool:

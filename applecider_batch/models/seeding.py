@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from applecider_batch.errors import UserError
+from applecider_batch.features.curve_summary import SUMMARY_NAMES
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network, network_spec
 from applecider_batch.models.card import PHOTOMETRY_CHANNELS, ModelCard, Statistics
@@ -83,6 +84,8 @@ def untrained_card(
     normalisation: dict[str, Statistics | None] = {}
     if modality == "photometry":
         features, normalisation = PHOTOMETRY_CHANNELS, {"photometry": NOMINAL_PHOTOMETRY}
+        if network == "tabular_transformer":
+            features, normalisation = PHOTOMETRY_CHANNELS + SUMMARY_NAMES, {**normalisation, "summary": None}
     elif modality == "image":
         features = tuple(cfg.get("feature_names", get_profile(profile).metadata_names))
         normalisation = {"metadata": _nominal(features) if profile == "paper" else None}

@@ -119,7 +119,7 @@ def open_evaluation(
     opened = Archive.open(archive, storage_options)
     table = read_labels(labels, column=label_column, storage_options=storage_options)
     dataset = load_dataset(
-        opened, table, get_profile(model_set.profile), horizons=horizons, modalities=list(model_set.defaults)
+        opened, table, get_profile(model_set.profile), horizons=horizons, modalities=model_set.inputs
     ).split(split or SplitRule())
     return model_set, dataset, ask(model_set, dataset, opened, device=device, threads=threads)
 

@@ -12,37 +12,59 @@ import torch
 from applecider_batch.archive.read import Archive
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
+from applecider_batch.features.curve_summary import CURVE_SUMMARY, SUMMARY_NAMES
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import PHOTOMETRY_CHANNELS, ModelCard, Statistics
 from applecider_batch.storage import Store
+from applecider_batch.training.augment import Augmentation, RaggedCurves
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
 from applecider_batch.training.finish import finish, write_split
 from applecider_batch.training.labels import LabelTable, read_labels
 from applecider_batch.training.photometry_task import (
-    Augmentation,
     ClassificationTask,
     Curves,
     PretrainingTask,
     curve_statistics,
+    summary_statistics,
 )
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import Trained, TrainerOptions, train
 
 PROFILE = "paper"
+_SUMMARY_CLIP = 4.0
 VALIDATION_HORIZONS: tuple[float | None, ...] = (10.0, 30.0, 100.0, None)
 
 
 @dataclass(frozen=True)
 class PhotometryPreset:
-    """Network, its size, and how it is trained."""
+    """Network, its size, and how it is trained; ``versions`` as `photometry_task.ClassificationTask`."""
 
     network: str = "cls_transformer"
     config: dict[str, Any] = field(default_factory=dict)
     options: TrainerOptions = field(default_factory=TrainerOptions)
     augmentation: Augmentation = field(default_factory=Augmentation)
     gamma: float = 2.0
+    versions: int = 0
 
+
+TABULAR = "tabular_transformer"
+_TABULAR = PhotometryPreset(
+    network=TABULAR,
+    options=TrainerOptions(
+        epochs=40,
+        batch_size=128,
+        learning_rate=1.5e-3,
+        weight_decay=2e-2,
+        warmup_epochs=2,
+        cosine=True,
+        ema=0.995,
+        patience=40,
+    ),
+    augmentation=Augmentation(horizons=(3.0, 150.0)),
+    gamma=0.0,
+    versions=16,
+)
 
 PRESETS: dict[str, PhotometryPreset] = {
     # Sizes, loss and rates of the paper; its TDE augmentation is what rare classes get here.
@@ -60,16 +82,44 @@ PRESETS: dict[str, PhotometryPreset] = {
 }
 
 
+_INFORMER = ("d_model", "n_heads", "n_layers", "d_ff", "dropout")
+
+
+def preset_of(name: str, network: str | None = None) -> PhotometryPreset:
+    """The recipe of a preset for a network (None: the paper's transformer).
+
+    Raises
+    ------
+    UserError
+        If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"Unknown preset '{name}'; allowed are {', '.join(PRESETS)}.")
+    if network == TABULAR:
+        return _TABULAR if name == "compact" else replace(_TABULAR, config={"d_model": 128, "members": 8})
+    preset = PRESETS[name]
+    if network == "informer":
+        preset = replace(preset, config={k: v for k, v in preset.config.items() if k in _INFORMER})
+    return replace(preset, network=network or preset.network)
+
+
 def load_curves(
-    archive_url: str, labels: LabelTable, rule: SplitRule, storage_options: Mapping[str, Any] | None = None
+    archive_url: str,
+    labels: LabelTable,
+    rule: SplitRule,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    summary: bool = False,
 ) -> tuple[Dataset, Archive]:
-    """The labelled light curves of an archive at the standard horizons, split."""
+    """The labelled light curves of an archive at the standard horizons, split; with summaries if asked."""
     archive = Archive.open(archive_url, storage_options)
-    return load_dataset(archive, labels, get_profile(PROFILE), horizons=HORIZONS).split(rule), archive
+    wanted = ("photometry", CURVE_SUMMARY) if summary else ("photometry",)
+    dataset = load_dataset(archive, labels, get_profile(PROFILE), horizons=HORIZONS, modalities=wanted)
+    return dataset.split(rule), archive
 
 
-def curves_of(dataset: Dataset, card: ModelCard | None = None) -> tuple[Curves, ModelCard]:
-    """Training and validation curves of a data set; statistics from the training part unless a card is given.
+def curves_of(dataset: Dataset, summary: bool = False) -> Curves:
+    """Training and validation curves of a data set, with a card of the training part's statistics.
 
     Raises
     ------
@@ -84,26 +134,39 @@ def curves_of(dataset: Dataset, card: ModelCard | None = None) -> tuple[Curves, 
         column = dataset.column(horizon)
         here = dataset.members("validation")
         here = here[items[here, column] >= 0]
-        validation.append((items[here, column], dataset.label[here]))
+        validation.append((items[here, column], here))
     if len(np.unique(dataset.label[rows])) < 2 or not all(len(i) for i, _ in validation):
         raise UserError(
             f"There is too little to train on: {dataset.counts()}.",
             hint="At least two classes must train, and some objects must validate.",
         )
-    if card is None:
-        mean, std = curve_statistics(inputs.values, inputs.offsets, items[rows, -1])
-        statistics = Statistics(tuple(mean.tolist()), tuple(std.tolist()))
-        card = ModelCard("", PROFILE, "", "photometry", normalisation={"photometry": statistics})
-    curves = Curves(
-        inputs.values,
-        inputs.offsets,
-        items[rows, -1],
-        dataset.label[rows],
-        validation,
-        card,
-        len(dataset.classes),
+    statistics: dict[str, Statistics | None] = {
+        "photometry": _statistics(*curve_statistics(inputs.values, inputs.offsets, items[rows, -1]))
+    }
+    features: tuple[str, ...] = PHOTOMETRY_CHANNELS
+    if summary:
+        assert inputs.curve_summary is not None
+        values = inputs.curve_summary.values[np.unique(items[rows])]
+        statistics["summary"] = _statistics(*summary_statistics(values), clip=_SUMMARY_CLIP)
+        features += SUMMARY_NAMES
+    card = ModelCard(
+        "",
+        PROFILE,
+        "",
+        "photometry",
+        class_order=dataset.classes,
+        feature_names=features,
+        normalisation=statistics,
     )
-    return curves, card
+    ragged = RaggedCurves(inputs.values, inputs.offsets, inputs.curve_summary if summary else None)
+    curves = Curves(ragged, items[rows, -1], dataset.label[rows], [], card)
+    five = curves.to_five[dataset.label]
+    curves.validation = [(chosen, five[here]) for chosen, here in validation]
+    return curves
+
+
+def _statistics(mean: np.ndarray, std: np.ndarray, clip: float | None = None) -> Statistics:
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()), clip)
 
 
 def fit_photometry(
@@ -114,12 +177,13 @@ def fit_photometry(
     pretrain_epochs: int = 0,
     identity: Mapping[str, Any] | None = None,
     progress: bool = False,
-) -> tuple[Trained, ModelCard]:
-    """Train on a data set that is split; returns the result and the card that holds the statistics."""
-    curves, card = curves_of(dataset)
+) -> tuple[Trained, Curves]:
+    """Train on a data set that is split; returns the result, and the curves with their statistics."""
+    curves = curves_of(dataset, summary=preset.network == TABULAR)
     config = {**preset.config, "n_classes": len(dataset.classes)}
     whole = {"data": data_digest(dataset), "config": config, "network": preset.network, **(identity or {})}
     whole |= {"augmentation": asdict(preset.augmentation), "gamma": preset.gamma, "pretrain": pretrain_epochs}
+    whole |= {"versions": preset.versions, "classes": dataset.classes}
     torch.manual_seed(preset.options.seed)
     network = build_network(PROFILE, preset.network, **config)
     if pretrain_epochs:
@@ -140,9 +204,11 @@ def fit_photometry(
         shared = {k: v for k, v in pretrained.state.items() if not k.startswith("head_")}
         network.load_state_dict(shared, strict=False)
     heads = ("fc.", "norm.") if preset.network == "cls_transformer" else ("fc.",)
-    task = ClassificationTask(curves, preset.augmentation, dataset.classes, preset.gamma, heads)
+    task = ClassificationTask(
+        curves, preset.augmentation, preset.gamma, heads, preset.versions, preset.options.seed
+    )
     trained = train(network, task, preset.options, store, identity=whole, progress=progress)
-    return trained, card
+    return trained, curves
 
 
 def data_digest(dataset: Dataset) -> str:
@@ -165,6 +231,7 @@ def train_photometry(
     *,
     preset: str = "paper",
     network: str | None = None,
+    class_set: str = "five",
     split: SplitRule | None = None,
     pretrain_epochs: int = 0,
     head_epochs: int = 0,
@@ -185,7 +252,9 @@ def train_photometry(
         Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
     preset : {"paper", "compact"}
     network : str, optional
-        ``cls_transformer`` or ``informer``; the preset's if not given.
+        ``cls_transformer`` (the paper's, if not given), ``informer`` or ``tabular_transformer``.
+    class_set : {"five", "ten"}
+        Classes of the network's outputs; ten are summed to five when it is used.
     split : SplitRule, optional
     pretrain_epochs : int
         Masked-event pre-training on the training part first; 0: none.
@@ -211,26 +280,23 @@ def train_photometry(
     UserError
         For options or data that cannot be used.
     """
-    if preset not in PRESETS:
-        raise UserError(f"Unknown preset '{preset}'; allowed are {', '.join(PRESETS)}.")
-    chosen = PRESETS[preset]
-    config = chosen.config
-    if network == "informer":
-        config = {
-            k: v for k, v in config.items() if k in ("d_model", "n_heads", "n_layers", "d_ff", "dropout")
-        }
+    chosen = preset_of(preset, network)
     options = replace(chosen.options, seed=seed, device=device, threads=threads, head_epochs=head_epochs)
     if epochs is not None:
         options = replace(options, epochs=epochs)
     if head_epochs:
         options = replace(options, head_learning_rate=chosen.options.learning_rate * 2.5)
         options = replace(options, learning_rate=chosen.options.learning_rate / 4)
-    chosen = replace(chosen, config=config, options=options, network=network or chosen.network)
-    table = read_labels(labels, column=label_column, storage_options=storage_options)
-    dataset, opened = load_curves(archive, table, split or SplitRule(), storage_options)
+    chosen = replace(chosen, options=options)
+    table = read_labels(labels, class_set=class_set, column=label_column, storage_options=storage_options)
+    dataset, opened = load_curves(
+        archive, table, split or SplitRule(), storage_options, summary=chosen.network == TABULAR
+    )
     store = Store(out)
     digest = write_split(store, dataset.split_table())
-    trained, card = fit_photometry(dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress)
+    trained, curves = fit_photometry(
+        dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress
+    )
     return finish(
         store,
         models,
@@ -241,8 +307,8 @@ def train_photometry(
         modality="photometry",
         config={**chosen.config, "n_classes": len(dataset.classes)},
         classes=dataset.classes,
-        feature_names=PHOTOMETRY_CHANNELS,
-        normalisation=card.normalisation,
+        feature_names=curves.card.feature_names,
+        normalisation=curves.card.normalisation,
         data={
             "archive": opened.snapshot.logical_digest,
             "snapshot": opened.snapshot.id,
@@ -251,6 +317,11 @@ def train_photometry(
             "split_digest": digest,
             "labels_left_out": table.left_out,
         },
-        asked={"preset": preset, "pretrain_epochs": pretrain_epochs, **asdict(options)},
+        asked={
+            "preset": preset,
+            "class_set": class_set,
+            "pretrain_epochs": pretrain_epochs,
+            **asdict(options),
+        },
         metrics=trained.best,
     )

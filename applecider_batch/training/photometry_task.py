@@ -1,10 +1,4 @@
-"""Light curves for training: truncation, augmentation, batches, and the two tasks.
-
-Every curve, of whatever class and source, is truncated at a random horizon of its own, so that a network
-learns to judge young events and cannot tell a class by how long its source followed it. Augmentations (drop
-events, move fluxes within their errors, shift all of them, stretch time) keep the seven features consistent:
-they are applied to days and log fluxes, and the time since the previous event is computed again.
-"""
+"""Light curves for training: batches, and the tasks of classification and pre-training."""
 
 from __future__ import annotations
 
@@ -18,6 +12,8 @@ from torch import Tensor, nn
 from applecider_batch.inference.batches import cut_by_length, pad_sequences
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.models.card import ModelCard
+from applecider_batch.taxonomy import CLASSES
+from applecider_batch.training.augment import Augmentation, RaggedCurves, augment
 from applecider_batch.training.losses import focal_loss, inverse_sqrt_weights, masked_event_loss
 from applecider_batch.training.metrics import average_precision, counting_classes, macro, measures
 from applecider_batch.training.trainer import Batch
@@ -25,92 +21,6 @@ from applecider_batch.training.trainer import Batch
 PREDICT_BATCH = 256
 _WINDOW = 16  # batches that are sorted by length together
 _MIN_COUNT = 5
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training curves are varied.
-
-    Attributes
-    ----------
-    horizons : tuple of float, (2,)
-        Range of the random horizon, days, drawn evenly in its logarithm.
-    full : float
-        Share of curves that are not truncated.
-    drop : float
-        Share of events that are left out of an augmented curve.
-    jitter : float
-        Log fluxes move by this many of their own errors (normal).
-    shift : float
-        All log fluxes of a curve move by so much, dex (normal): another distance.
-    stretch : float
-        Time scale, ln (normal): another redshift.
-    share : float
-        Share of curves that are augmented; of those of rare classes (repeated in an epoch) all are.
-    repeat : int
-        A rare class is repeated at most so often in an epoch.
-    """
-
-    horizons: tuple[float, float] = (2.0, 150.0)
-    full: float = 0.25
-    drop: float = 0.1
-    jitter: float = 0.5
-    shift: float = 0.05
-    stretch: float = 0.03
-    share: float = 0.5
-    repeat: int = 4
-
-
-def truncate(
-    batch: Batch, horizon_days: np.ndarray, keep: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Raw events with dt <= horizon (and ``keep``), moved to the front; times start at the first one kept.
-
-    Parameters
-    ----------
-    batch : dict
-        ``x`` float32 (b, L, 7) raw, ``mask`` bool (b, L).
-    horizon_days : ndarray of float64, shape (b,)
-        inf: all.
-    keep : ndarray of bool, shape (b, L), optional
-
-    Returns
-    -------
-    x : ndarray of float32, shape (b, L', 7)
-    mask : ndarray of bool, shape (b, L')
-        A curve keeps at least its first event.
-    """
-    x, mask = batch["x"], batch["mask"].copy()
-    dt = np.expm1(x[:, :, 0].astype(np.float64))
-    mask &= dt <= horizon_days[:, None]
-    if keep is not None:
-        thinned = mask & keep
-        mask = np.where(thinned.any(1, keepdims=True), thinned, mask)
-    order = np.argsort(~mask, axis=1, kind="stable")
-    length = max(int(mask.sum(1).max(initial=0)), 1)
-    order = order[:, :length]
-    mask = np.take_along_axis(mask, order, 1)
-    x = np.take_along_axis(x, order[:, :, None], 1)
-    dt = np.take_along_axis(dt, order, 1)
-    dt = dt - dt[:, :1]
-    previous = np.diff(dt, axis=1, prepend=dt[:, :1])
-    x = x.copy()
-    x[:, :, 0] = np.log1p(np.where(mask, dt, 0.0))
-    x[:, :, 1] = np.log1p(np.where(mask, previous, 0.0))
-    x[~mask] = 0.0
-    return x, mask
-
-
-def vary(batch: Batch, a: Augmentation, rng: np.random.Generator, chosen: np.ndarray) -> Batch:
-    """Shift, stretch and jitter the chosen curves (bool (b,)); raw features in, raw features out."""
-    x = batch["x"].copy()
-    n, length = x.shape[:2]
-    stretch = np.where(chosen, np.exp(rng.normal(0, a.stretch, n)), 1.0)[:, None]
-    x[:, :, 0] = np.log1p(np.expm1(x[:, :, 0]) * stretch)
-    shift = np.where(chosen, rng.normal(0, a.shift, n), 0.0)[:, None]
-    noise = rng.normal(0, a.jitter, (n, length)) * np.minimum(x[:, :, 3], 0.5)
-    x[:, :, 2] += np.where(batch["mask"], shift + noise * chosen[:, None], 0.0)
-    return {"x": x, "mask": batch["mask"]}
 
 
 def curve_statistics(
@@ -122,35 +32,54 @@ def curve_statistics(
     return used.mean(0), np.maximum(used.std(0), 1e-6)
 
 
+def summary_statistics(summary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and clipped standard deviation (1 % left out at either end) of each number; float64 (F,)."""
+    x = summary.astype(np.float64)
+    x[:, np.isnan(x).all(axis=0)] = 0.0
+    low, middle, high = np.nanquantile(x, [0.01, 0.5, 0.99], axis=0)
+    std = np.nanstd(np.clip(x, low, high), axis=0)
+    return middle, np.where(std > 1e-6, std, 1.0)
+
+
 @dataclass
 class Curves:
-    """Ragged curves with their labels: the training part and the validation part at several horizons.
+    """Curves with their labels: the training part and the validation part at several horizons.
 
     Attributes
     ----------
-    values, offsets
-        As `features.prepared.PhotometryInputs`.
+    curves : RaggedCurves
+        With a summary where the network reads one.
     items, label : ndarray of int64, shape (n,)
-        Full curves of the training objects.
+        Full curves of the training objects, and the network's class of each.
     validation : list of (items, label)
-        One entry a horizon.
+        One entry a horizon; labels of the five classes.
     card : ModelCard
-        For the standardisation.
-    n_classes : int
+        For the standardisation and the classes.
     """
 
-    values: np.ndarray
-    offsets: np.ndarray
+    curves: RaggedCurves
     items: np.ndarray
     label: np.ndarray
     validation: list[tuple[np.ndarray, np.ndarray]]
     card: ModelCard
-    n_classes: int
 
-    def standardised(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """As the predictor does it: (b, L, 7)."""
-        out = self.card.standardise_photometry(x)
-        out[~mask] = 0.0
+    @property
+    def to_five(self) -> np.ndarray:
+        """Which of the five classes each class of the network counts for; int64 (C,)."""
+        return np.array(self.card.class_map).argmax(axis=0)
+
+    def repeats(self, most: int) -> np.ndarray:
+        """How often each training object appears in an epoch: by the size of its class of the five."""
+        return class_repeats(self.to_five[self.label], len(CLASSES), most)
+
+    def batch(self, curves: RaggedCurves, items: np.ndarray, length: int) -> Batch:
+        """Network input as the predictor makes it."""
+        batch = pad_sequences(curves.values, curves.offsets, items, length)
+        x = self.card.standardise_photometry(batch["x"])
+        x[~batch["mask"]] = 0.0
+        out = {"x": x, "mask": batch["mask"]}
+        if curves.summary is not None:
+            out["summary"] = self.card.standardise_summary(curves.summary.values[items])
         return out
 
 
@@ -165,55 +94,44 @@ def curve_batches(
     curves: Curves, a: Augmentation, rng: np.random.Generator, batch_size: int
 ) -> Iterator[Batch]:
     """An epoch of truncated, augmented, standardised curves with ``label`` int64 (b,)."""
-    repeats = class_repeats(curves.label, curves.n_classes, a.repeat)
+    repeats = curves.repeats(a.repeat)
     index = rng.permutation(np.repeat(np.arange(len(repeats)), repeats))
-    low, high = np.log(a.horizons)
-    horizon = np.exp(rng.uniform(low, high, len(index)))
-    horizon[rng.random(len(index)) < a.full] = np.inf
+    horizon = a.draw_horizons(len(index), rng)
     chosen = (rng.random(len(index)) < a.share) | (repeats[index] > 1)
-    length = _kept_lengths(curves, index, horizon)
     for start in range(0, len(index), batch_size * _WINDOW):
-        window = np.arange(start, min(start + batch_size * _WINDOW, len(index)))
-        window = window[np.argsort(length[window], kind="stable")]
-        cuts = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-        for number in rng.permutation(len(cuts)):
-            here = cuts[number]
-            items = curves.items[index[here]]
-            batch = pad_sequences(
-                curves.values, curves.offsets, items, int(_full_length(curves, items).max())
-            )
-            batch = vary(batch, a, rng, chosen[here])
-            keep = rng.random(batch["mask"].shape) >= a.drop * chosen[here][:, None]
-            x, mask = truncate(batch, horizon[here], keep)
-            yield {"x": curves.standardised(x, mask), "mask": mask, "label": curves.label[index[here]]}
+        window = slice(start, start + batch_size * _WINDOW)
+        label = curves.label[index[window]]
+        made = augment(curves.curves, curves.items[index[window]], horizon[window], chosen[window], a, rng)
+        yield from _by_length(curves, made, np.arange(len(label)), label, rng, batch_size)
 
 
-def _full_length(curves: Curves, items: np.ndarray) -> np.ndarray:
-    return curves.offsets[items + 1] - curves.offsets[items]
-
-
-def _kept_lengths(curves: Curves, index: np.ndarray, horizon: np.ndarray) -> np.ndarray:
-    out = np.empty(len(index), np.int64)
-    log_horizon = np.log1p(horizon)
-    for i, (item, h) in enumerate(zip(curves.items[index].tolist(), log_horizon.tolist(), strict=True)):
-        out[i] = np.searchsorted(
-            curves.values[curves.offsets[item] : curves.offsets[item + 1], 0], h, "right"
-        )
-    return out
+def _by_length(
+    curves: Curves,
+    made: RaggedCurves,
+    items: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    batch_size: int,
+) -> Iterator[Batch]:
+    """Batches of curves of like length, in random order."""
+    length = made.lengths(items)
+    order = np.argsort(length, kind="stable")
+    cuts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    for number in rng.permutation(len(cuts)):
+        here = cuts[number]
+        yield curves.batch(made, items[here], int(length[here].max())) | {"label": label[here]}
 
 
 def predict_curves(
     network: nn.Module, curves: Curves, items: np.ndarray, batch_size: int = PREDICT_BATCH
 ) -> np.ndarray:
-    """Log probabilities of curves as they are; float64 (n, C)."""
+    """Log probabilities of the five classes of curves as they are; float64 (n, 5)."""
     device = next(network.parameters()).device
-    lengths = _full_length(curves, items)
-    out = np.full((len(items), curves.n_classes), np.nan)
-    for length, rows in cut_by_length(lengths, batch_size):
-        batch = pad_sequences(curves.values, curves.offsets, items[rows], length)
-        x = torch.as_tensor(curves.standardised(batch["x"], batch["mask"])).to(device)
-        logits = network(x, torch.as_tensor(batch["mask"]).to(device))
-        out[rows] = log_softmax(logits.float().cpu().numpy())
+    out = np.full((len(items), len(CLASSES)), np.nan)
+    for length, rows in cut_by_length(curves.curves.lengths(items), batch_size):
+        batch = curves.batch(curves.curves, items[rows], length)
+        logits = network(*(torch.as_tensor(v).to(device) for v in batch.values()))
+        out[rows] = log_softmax(curves.card.to_five(logits.float().cpu().numpy()))
     return out
 
 
@@ -235,42 +153,73 @@ class ClassificationTask:
     augmentation : Augmentation
     gamma : float
         Of the focal loss.
-    classes : tuple of str
     head_names : tuple of str
+    versions : int
+        So many variants of every curve are made once and drawn from in every epoch, because summary numbers
+        cost more to make than to learn from; 0: new ones in every epoch.
+    seed : int
+        Of the variants.
     """
 
     curves: Curves
     augmentation: Augmentation
-    classes: tuple[str, ...]
     gamma: float = 2.0
     head_names: tuple[str, ...] = ("fc.", "norm.")
+    versions: int = 0
+    seed: int = 0
     score: str = "macro_auprc"
     _alpha: Tensor = field(init=False)
+    _repeats: np.ndarray = field(init=False)
+    _pool: RaggedCurves | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        label, a = self.curves.label, self.augmentation
-        repeats = class_repeats(label, self.curves.n_classes, a.repeat)
-        seen = np.bincount(label, repeats, self.curves.n_classes)
-        self._alpha = inverse_sqrt_weights(torch.as_tensor(seen))
+        # Weights are those of the five classes: sub-classes keep their own shares.
+        to_five = self.curves.to_five
+        self._repeats = self.curves.repeats(self.augmentation.repeat)
+        seen = np.bincount(to_five[self.curves.label], self._repeats, len(CLASSES))
+        self._alpha = inverse_sqrt_weights(torch.as_tensor(seen))[torch.as_tensor(to_five)]
 
     def batches(self, rng: np.random.Generator, batch_size: int) -> Iterator[Batch]:
         """See `trainer.Task`."""
-        return curve_batches(self.curves, self.augmentation, rng, batch_size)
+        if not self.versions:
+            yield from curve_batches(self.curves, self.augmentation, rng, batch_size)
+            return
+        if self._pool is None:
+            self._pool = self._variants()
+        n, label = len(self.curves.label), self.curves.label
+        index = rng.permutation(np.repeat(np.arange(n), self._repeats))
+        items = rng.integers(self.versions, size=len(index)) * n + index
+        for start in range(0, len(index), batch_size * _WINDOW):
+            window = items[start : start + batch_size * _WINDOW]
+            yield from _by_length(self.curves, self._pool, window, label[window % n], rng, batch_size)
+
+    def _variants(self) -> RaggedCurves:
+        rng, a = np.random.default_rng(self.seed), self.augmentation
+        items = np.tile(self.curves.items, self.versions)
+        chosen = (rng.random(len(items)) < a.share) | np.tile(self._repeats > 1, self.versions)
+        horizon = a.draw_horizons(len(items), rng)
+        return augment(self.curves.curves, items, horizon, chosen, a, rng)
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """See `trainer.Task`."""
-        logits = network(batch["x"], batch["mask"])
-        return focal_loss(
-            logits.float(), batch["label"], gamma=self.gamma, alpha=self._alpha.to(logits.device)
-        )
+        inputs = [v for k, v in batch.items() if k != "label"]
+        target = batch["label"]
+        if hasattr(network, "member_logits"):  # every member learns by itself
+            members = network.member_logits(*inputs)  # (B, M, C)
+            logits = members.flatten(0, 1)
+            target = target.repeat_interleave(members.shape[1])
+        else:
+            logits = network(*inputs)
+        alpha = self._alpha.to(logits.device)
+        return focal_loss(logits.float(), target, gamma=self.gamma, alpha=alpha)
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """See `trainer.Task`."""
         scores, values = [], []
-        for items, label in self.curves.validation:
+        for items, label in self.curves.validation:  # of the five classes, whatever is learned
             prob = np.exp(predict_curves(network, self.curves, items))
             scores.append(stopping_score(label, prob))
-            values.append(measures(label, prob, self.classes))
+            values.append(measures(label, prob, CLASSES))
         names = ("macro_auc", "balanced_accuracy", "nll", "auc SN I/SN II")
         means = {n: float(np.mean([v[n] for v in values])) for n in names if all(n in v for v in values)}
         return {self.score: float(np.mean(scores)), **means}
@@ -323,11 +272,8 @@ class PretrainingTask:
         device = next(network.parameters()).device
         total, count = 0.0, 0
         items = self.curves.validation[-1][0]
-        for length, rows in cut_by_length(_full_length(self.curves, items), PREDICT_BATCH):
-            raw = pad_sequences(self.curves.values, self.curves.offsets, items[rows], length)
-            batch = self._hide(
-                {"x": self.curves.standardised(raw["x"], raw["mask"]), "mask": raw["mask"]}, rng
-            )
+        for length, rows in cut_by_length(self.curves.curves.lengths(items), PREDICT_BATCH):
+            batch = self._hide(self.curves.batch(self.curves.curves, items[rows], length), rng)
             tensors = {k: torch.as_tensor(v).to(device) for k, v in batch.items()}
             total += float(self.loss(network, tensors)) * len(rows)
             count += len(rows)

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from applecider_batch.training.curve_features import curve_features
+from applecider_batch.features.curve_summary import N_LIMIT, curve_summary
+from applecider_batch.features.prepared import PhotometryInputs
+from applecider_batch.features.segments import take_ranges
 from applecider_batch.training.dataset import Dataset
 from applecider_batch.training.metrics import roc_auc
 
@@ -48,13 +50,20 @@ def source_probe(dataset: Dataset, horizon: float | None = None, seed: int = 0) 
             out[name] = {"why_not": f"fewer than two sources with {MIN_OBJECTS} objects: {largest}"}
             continue
         rows = rows[np.isin(dataset.source[rows].astype(str), enough)]
-        features = curve_features(
-            dataset.prepared.photometry.values, dataset.prepared.photometry.offsets, items[rows]
-        )[0]
+        features = summary_numbers(dataset.prepared.photometry, items[rows])
         auc = {s: _out_of_fold_auc(features, dataset.source[rows].astype(str) == s, seed) for s in enough}
         worst = max(auc, key=lambda s: auc[s])
         out[name] = {"auc": auc[worst], "source": worst, "void": bool(auc[worst] > VOID_AUC)}
     return out
+
+
+def summary_numbers(inputs: PhotometryInputs, items: np.ndarray) -> np.ndarray:
+    """Summary numbers of sequences, without upper limits where the data set has none; (n, F)."""
+    if inputs.curve_summary is not None:
+        return inputs.curve_summary.values[items]
+    position, offsets = take_ranges(inputs.offsets, items)
+    no_limits = np.empty((0, N_LIMIT), np.float32), np.zeros(len(items) + 1, np.int64)
+    return curve_summary(inputs.values[position], offsets, *no_limits)
 
 
 def _out_of_fold_auc(features: np.ndarray, positive: np.ndarray, seed: int) -> float:

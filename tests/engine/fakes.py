@@ -208,6 +208,10 @@ def load_models(models: str, storage_options: Any = None) -> Any:
     """``tiny`` has photometry and image networks, ``slim`` photometry alone, ``broken`` cannot be loaded."""
     if models == "broken":
         raise RuntimeError("no such file on this node")
+    defaults = {
+        "photometry": FakeEntry("photometry", ()),
+        **({} if models == "slim" else {"image": FakeEntry("image", ("a", "b"))}),
+    }
     return SimpleNamespace(
         digest=f"digest-{models}",
         profile="fake",
@@ -217,10 +221,8 @@ def load_models(models: str, storage_options: Any = None) -> Any:
         calibration_id=None,
         anomaly_ref_id=None,
         training_ids=lambda: (frozenset(), False),
-        defaults={
-            "photometry": FakeEntry("photometry", ()),
-            **({} if models == "slim" else {"image": FakeEntry("image", ("a", "b"))}),
-        },
+        defaults=defaults,
+        inputs=set(defaults),
     )
 
 

@@ -16,7 +16,6 @@ from torch import nn
 
 from applecider_batch.errors import UserError
 from applecider_batch.storage import Store
-from applecider_batch.training.photometry_task import truncate
 from applecider_batch.training.trainer import TrainerOptions, train
 
 RULE = np.array([1.0, -2.0, 0.5], np.float32)
@@ -94,19 +93,3 @@ def test_it_learns_and_the_head_goes_first(tmp_path: Path) -> None:
     assert result.history[0]["learning_rate_body"] == 0.0
     assert result.history[5]["learning_rate_body"] > 0
     assert result.best["minus_loss"] > result.history[0]["minus_loss"]
-
-
-def test_truncation_starts_the_clock_again() -> None:
-    days = np.array([0.0, 1.0, 4.0, 20.0])
-    x = np.zeros((1, 5, 7), np.float32)
-    x[0, :4, 0] = np.log1p(days)
-    x[0, :4, 1] = np.log1p(np.diff(days, prepend=0.0))
-    x[0, :4, 2] = [1, 2, 3, 4]
-    mask = np.array([[True, True, True, True, False]])
-    out, kept = truncate(
-        {"x": x, "mask": mask}, np.array([10.0]), np.array([[False, True, True, True, True]])
-    )
-    assert kept.tolist() == [[True, True]]
-    assert np.expm1(out[0, :, 0]) == pytest.approx([0, 3], abs=1e-5)
-    assert np.expm1(out[0, :, 1]) == pytest.approx([0, 3], abs=1e-5)
-    assert out[0, :, 2].tolist() == [2, 3]
