@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from applecider_batch.digest import row_digests
+from applecider_batch.features.curve_summary import DIRECT_NAMES
 from applecider_batch.features.inputs import Prepared
+from applecider_batch.features.prepared import CurveSummary
 
 Key = tuple[Any, ...]
 
@@ -28,11 +30,19 @@ def row_bytes(
         )
         inputs = (
             prepared.photometry.values[offsets[phot] : offsets[phot + 1]].tobytes() if phot >= 0 else None,
+            _summary_bytes(prepared.photometry.curve_summary, phot),
             (int(prepared.image.candid[img]), prepared.image.metadata[img].tobytes()) if img >= 0 else None,
             (prepared.spectra.spec_id[spec], prepared.spectra.flux[spec].tobytes()) if spec >= 0 else None,
         )
         out[row["objectId"], row["episode"], row["horizon_days"]] = (digests[number], *inputs)
     return out
+
+
+def _summary_bytes(summary: CurveSummary | None, item: int) -> tuple[bytes, bytes] | None:
+    if summary is None or item < 0:
+        return None
+    limits = summary.limits[summary.offsets[item] : summary.offsets[item + 1]]
+    return limits.tobytes(), summary.values[item].tobytes()
 
 
 def assert_consistent(prepared: Prepared) -> None:
@@ -50,6 +60,11 @@ def assert_consistent(prepared: Prepared) -> None:
         assert set(part.row_index.tolist()) - {-1} == set(range(items))
     assert np.isfinite(prepared.photometry.values).all()
     assert (np.diff(prepared.photometry.offsets) > 0).all()
+    if (summary := prepared.photometry.curve_summary) is not None:
+        assert len(summary.offsets) == len(summary.values) + 1 == len(prepared.photometry.offsets)
+        assert summary.offsets[-1] == len(summary.limits)
+        assert np.isfinite(summary.limits).all()
+        assert np.isfinite(summary.values[:, len(DIRECT_NAMES) :]).all()
     assert np.isfinite(prepared.image.metadata).all()
     assert np.isfinite(prepared.spectra.flux).all()
     infinity = float("inf")

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from applecider_batch.archive.read import ShardData
-from applecider_batch.features.inputs import prepare_shard
+from applecider_batch.features.curve_summary import CURVE_SUMMARY
+from applecider_batch.features.inputs import MODALITIES, prepare_shard
 from applecider_batch.features.profiles import get_profile
 from tests.features import reference
 from tests.features.compare import assert_consistent, row_bytes
@@ -26,7 +27,8 @@ EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[Healt
 
 
 def rows_until(data: FakeShard | ShardData, jd: float, profile: str = "paper", end: float = END) -> dict:
-    prepared = prepare_shard(data, HORIZONS, get_profile(profile), snapshot_jd_max=end)
+    wanted = (*MODALITIES, CURVE_SUMMARY) if profile == "paper" else MODALITIES
+    prepared = prepare_shard(data, HORIZONS, get_profile(profile), snapshot_jd_max=end, modalities=wanted)
     assert_consistent(prepared)
     return row_bytes(prepared, lambda row: row["episode"] > 0 and row["as_of_jd"] <= jd)
 
@@ -67,7 +69,10 @@ def test_an_object_does_not_depend_on_its_neighbours(packets: list[Packet]) -> N
 
 
 def rows_of(packets: list[Packet]) -> dict:
-    return row_bytes(prepare_shard(archive_of(packets), HORIZONS, PAPER, snapshot_jd_max=END))
+    wanted = (*MODALITIES, CURVE_SUMMARY)
+    return row_bytes(
+        prepare_shard(archive_of(packets), HORIZONS, PAPER, snapshot_jd_max=END, modalities=wanted)
+    )
 
 
 @EXAMPLES

@@ -13,9 +13,15 @@ import pytest
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.cli.main import run
 from applecider_batch.errors import UserError
+from applecider_batch.features.curve_summary import SUMMARY_NAMES
+from applecider_batch.inference.batches import pad_sequences
+from applecider_batch.inference.predictor import Predictor
 from applecider_batch.models.model_set import ModelSet, verify_model_set
 from applecider_batch.training.calibrate import fit_temperature
-from applecider_batch.training.labels import label_table
+from applecider_batch.training.labels import label_table, read_labels
+from applecider_batch.training.photometry import load_curves
+from applecider_batch.training.splits import SplitRule
+from applecider_batch.training.trainer import _Loop
 
 N = 60
 
@@ -98,3 +104,59 @@ def test_labels() -> None:
     assert labels.left_out == {"no class": 1, "other class": 1, "sources disagree": 1}
     with pytest.raises(UserError, match="two classes"):
         label_table(pa.table({"objectId": ["a", "a"], "class5": ["CV", "AGN"]}))
+
+
+def test_the_network_with_summary_numbers_is_trained_resumed_and_used(
+    survey: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    common = ["--archive", survey[0], "--models", str(tmp_path / "set")]
+    recipe = ["--labels", survey[1], "--network", "tabular_transformer", "--preset", "compact"]
+
+    def train(out: str) -> dict:
+        asked = [*common, *recipe, "--out", str(tmp_path / out), "--epochs", "3"]
+        assert run(["train", "photometry", *asked, "--quiet", "--format", "json"]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    whole = train("whole")
+    # The process ends after two epochs, at its worst: their variants are in memory only.
+    save, saved = _Loop._save, []
+
+    def save_twice(loop: _Loop) -> None:
+        save(loop)
+        saved.append(loop.epoch)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_save", save_twice)
+        with pytest.raises(AssertionError):
+            train("killed")
+    resumed = train("killed")
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+
+    card = ModelSet.load(tmp_path / "set").defaults["photometry"].card
+    assert card.feature_names[7:] == SUMMARY_NAMES
+    classify = ["classify", *common, "--run", str(tmp_path / "run"), "--horizons", "5,full", "-q"]
+    assert run([*classify, "--executor", "serial", "--format", "json"]) == 0
+    rows = pa.concat_tables([pq.read_table(p) for p in sorted((tmp_path / "run").rglob("*.parquet"))])
+    assert rows.num_rows == 2 * N
+    given = rows.select(["objectId", "horizon_days", "prob_phot_snii"]).to_pylist()
+
+    # By hand: the same numbers into the same network.
+    dataset, _ = load_curves(survey[0], read_labels(survey[1]), SplitRule(), summary=True)
+    predictor = Predictor(ModelSet.load(tmp_path / "set").defaults["photometry"])
+    photometry = dataset.prepared.photometry
+    assert photometry.curve_summary is not None
+    items, column = dataset.items("photometry"), dataset.column(None)
+    for number, name in enumerate(dataset.object_id[:5]):
+        item = items[number, column]
+        first, last = photometry.offsets[item], photometry.offsets[item + 1]
+        batch = pad_sequences(photometry.values, photometry.offsets, np.array([item]), int(last - first))
+        batch["summary"] = photometry.curve_summary.values[[item]]
+        logits = predictor.run(batch)["logits"][0]
+        expected = np.exp(logits - np.logaddexp.reduce(logits))[1]
+        found = [r["prob_phot_snii"] for r in given if r["objectId"] == name and r["horizon_days"] is None]
+        assert found == [pytest.approx(expected, abs=1e-5)]
