@@ -42,6 +42,7 @@ class StampCache:
 
     def __init__(self, folder: Path) -> None:
         self.usable: np.ndarray = np.load(folder / _USABLE)
+        self._shard = SHARD
         self._files = [folder / _shard_name(i) for i in range(-(-len(self.usable) // SHARD))]
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class StampCache:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Cutouts of some alerts, float32 (b, C, S, S)."""
-        shard, inside = np.divmod(rows, SHARD)
+        shard, inside = np.divmod(rows, self._shard)
         out: np.ndarray | None = None
         for number in np.unique(shard):
             here = np.flatnonzero(shard == number)
