@@ -255,7 +255,7 @@ class Archive:
         pieces.sort(key=lambda piece: int(piece.column("hash64")[0].as_py()))
         table = pa.concat_tables([empty.select(columns) if columns is not None else empty, *pieces])
         if len(lost):
-            table = table.filter(pa.array(~np.isin(pairs_of(table), lost)))
+            table = _chosen(table, ~np.isin(pairs_of(table), lost))
         ends = [(piece.column("hash64")[0].as_py(), piece.column("hash64")[-1].as_py()) for piece in pieces]
         disjoint = all(one[1] < other[0] for one, other in pairwise(ends))
         return table if disjoint else sort_rows(name, table)

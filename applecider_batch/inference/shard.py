@@ -23,6 +23,8 @@ from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.logs import get_logger
 
 IN_FLIGHT = 2
+PIECE = 256
+"""Stamps read at once: 40 MB, small enough for the processor's caches to help."""
 
 _log = get_logger(__name__)
 
@@ -263,7 +265,7 @@ class StampCutouts:
         make_cutouts: Callable[[pa.Table], np.ndarray],
         shape: tuple[int, int, int],
         candids: np.ndarray,
-        piece: int = 512,
+        piece: int = PIECE,
     ) -> None:
         self._read, self._make, self._shape, self._piece = read_stamps, make_cutouts, shape, piece
         self._order = list(dict.fromkeys(np.asarray(candids).tolist()))
