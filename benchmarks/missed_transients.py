@@ -4,10 +4,10 @@
 
 DATA is the folder of the real data, WORK a folder for archives, run and catalogues (what is there is used
 again). The archive holds all real packets, and the light curves of the objects of the test part, those with
-int(sha256(object_key)[8:16], 16) % 4 == 0, with the positions of the label table. Without ``--models`` a small
-light-curve network is trained on the other part. Then: classify, catalog build with the known list, candidates
-find; and for every seed the same with a random quarter of the list's objects hidden. Sentences about objects
-come from ``missed_transients_notes.toml``, written by hand after looking at them.
+int(sha256(object_key)[8:16], 16) % 4 == 0, with the positions of the label table. Without ``--models`` a
+small light-curve network is trained on the other part. Then: classify, catalog build with the known list,
+candidates find; and for every seed the same with a random quarter of the list's objects hidden. Sentences
+about objects come from ``missed_transients_notes.toml``, written by hand after looking at them.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def main() -> None:
     intro = Path(__file__).with_name("missed_transients_head.md").read_text(encoding="utf-8")
     page = [
         intro.rstrip(), "", "## The catalogue", "",
-        f"{full.height:,} episodes of {full['objectId'].n_unique():,} objects, {len(experiment.packets):,} of "
-        f"them with packets; model set `{full['model_set_id'][0]}`. Status with the whole list: "
+        f"{full.height:,} episodes of {full['objectId'].n_unique():,} objects, {len(experiment.packets):,} "
+        f"of them with packets; model set `{full['model_set_id'][0]}`. Status with the whole list: "
         + ", ".join(f"{name} {count:,}" for name, count in sorted(status.items())) + ".", "",
         f"Chance: moved by 30 to 60″ in a random direction, {mean(chance)} of {placed:,} placed episodes "
         f"match a source in the window ({asked.seeds} seeds).", "",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -200,28 +200,14 @@ class ShardTask:
             for name, said in attempt.set_aside.items()
             if shard.hash_lo <= hash64_one(name) < shard.hash_hi
         }
-        data = self._archive.read_shard(
-            shard.hash_lo, shard.hash_hi, without=[hash64_one(name) for name in set_aside]
-        )
-        if self.plan.region is not None:
-            data = select_region(data, self.plan.region)
+        data = self.read(shard, set_aside)
         clock.lap("read")
-        jd_max = self._archive.snapshot.jd_max
-        prepared = self._rooms.prepare(
-            data,
-            self.plan.horizons,
-            self._profile,
-            0.0 if jd_max is None else jd_max,
-            self.model_set.inputs,
-            self.plan.identity.get("cuts", {}),
-            set_aside,
-        )
+        prepared = self.prepare(data, self.plan.horizons, set_aside)
         del data
         clock.lap("prepare")
-        outputs = self._infer(shard, prepared, ports)
-        prepared = without_absent(prepared, outputs)
+        outputs = self.infer(shard, prepared, ports)
         clock.lap("infer")
-        table = self._rooms.assemble(prepared, outputs, self._row_identity(shard))
+        table = self.assemble(shard, prepared, outputs)
         clock.lap("rows")
         if attempt.trial:
             return {"record": {}, "committed": False, "seconds": clock.seconds}
@@ -255,7 +241,34 @@ class ShardTask:
         clock.lap("commit")
         return {"record": record, "committed": True, "seconds": clock.seconds, "batches": outputs.batches}
 
-    def _infer(self, shard: Shard, prepared: Any, ports: Mapping[str, Port]) -> Any:
+    def read(self, shard: Shard, set_aside: Iterable[str]) -> Any:
+        """The shard's tables, without the objects set aside."""
+        data = self._archive.read_shard(
+            shard.hash_lo, shard.hash_hi, without=[hash64_one(name) for name in set_aside]
+        )
+        return data if self.plan.region is None else select_region(data, self.plan.region)
+
+    def prepare(
+        self, data: Any, horizons: Sequence[float | None], set_aside: Mapping[str, tuple[str, str]]
+    ) -> Any:
+        """Rows and inputs of a shard's tables."""
+        jd_max = self._archive.snapshot.jd_max
+        return self._rooms.prepare(
+            data,
+            horizons,
+            self._profile,
+            0.0 if jd_max is None else jd_max,
+            self.model_set.inputs,
+            self.plan.identity.get("cuts", {}),
+            set_aside,
+        )
+
+    def assemble(self, shard: Shard, prepared: Any, outputs: ShardOutputs) -> pa.Table:
+        """Catalogue rows of what was prepared and inferred."""
+        return self._rooms.assemble(without_absent(prepared, outputs), outputs, self._row_identity(shard))
+
+    def infer(self, shard: Shard, prepared: Any, ports: Mapping[str, Port]) -> ShardOutputs:
+        """What the networks say about the inputs of a shard, in the run's own batches."""
         candids = np.asarray(prepared.image.candid) if "image" in ports else np.empty(0, np.int64)
         cutouts = StampCutouts(
             lambda wanted: self._archive.read_stamps(shard.hash_lo, shard.hash_hi, wanted.tolist()),
