@@ -1,4 +1,4 @@
-"""``catalog build|verify|export|query|diff`` and ``report``."""
+"""``catalog build|verify|export|query|diff|audit`` and ``report``."""
 
 from __future__ import annotations
 
@@ -154,6 +154,28 @@ def diff(
     from applecider_batch.catalog.diff import diff_catalogs
 
     answer(diff_catalogs(old, new, out, storage_options=parse_storage_options(storage_option)), format)
+
+
+@catalog_app.command("audit")
+def audit(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URL.")],
+    shards: Annotated[int, typer.Option("--shards", min=1, help="Committed shards to look at.")] = 2,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which shards are drawn.")] = 0,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Prove on a sample that no row saw what came after its horizon; exit code 4 if one did.
+
+    Everything after the wall is removed, inputs are made and rows computed again, and bytes are compared.
+
+    Example: applecider-batch catalog audit RUN --shards 4
+    """
+    from applecider_batch.engine.audit import audit_run
+
+    result = audit_run(run, shards=shards, seed=seed, storage_options=parse_storage_options(storage_option))
+    answer(result, format)
+    if not result["ok"]:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def report(

@@ -1,9 +1,9 @@
 """``catalog audit RUN``: is the as-of wall real?  Two checks on a sample of committed shards, both of bytes.
 
 *Inputs*: for every horizon in days and every episode, everything after the row's wall is taken out of the
-shard's tables (packets with candidate.jd > as_of_jd, points with known_jd > as_of_jd, later or undated spectra),
-what is left is prepared again, and each row and its network inputs are compared with those
-prepared from the whole tables.  A difference is a leak.
+shard's tables (packets with candidate.jd > as_of_jd, points with known_jd > as_of_jd, later or undated
+spectra), what is left is prepared again, and each row and its network inputs are compared with those prepared
+from the whole tables.  A difference is a leak.
 
 *Rows*: the whole shard is inferred again in the run's own batches and compared with the committed file, every
 column and byte.  As inference sees the inputs alone, both together say that the committed rows are those that
@@ -15,7 +15,7 @@ What the wall rests on, ``known_jd`` of each point, is the archive's word.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,15 @@ from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.shard_task import Rooms, ShardTask, TaskSpec, real_rooms
 from applecider_batch.errors import UsageError, UserError
+from applecider_batch.features.prepared import CurveSummary, PhotometryInputs
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.predictor import Predictor
 from applecider_batch.inference.shard import LocalPort, Port
 from applecider_batch.storage import Store
 
 _EXAMPLES = 20
+#: The array of which an item is a stretch between two offsets.
+_RAGGED = {PhotometryInputs: "values", CurveSummary: "limits"}
 
 
 @dataclass(frozen=True)
@@ -209,24 +212,29 @@ def _inputs(prepared: Any, days: float, episode: int) -> dict[str, dict[str, byt
         pc.and_(pc.equal(rows.column("horizon_days"), days), pc.equal(rows.column("episode"), episode)), False
     )
     names = rows.column("objectId").to_pylist()
+    inputs = {modality: getattr(prepared, modality) for modality in MODALITIES}
     return {
-        names[row]: {m: _bytes_of(prepared, m, int(getattr(prepared, m).row_index[row])) for m in MODALITIES}
+        names[row]: {m: _bytes_of(given, int(given.row_index[row])) for m, given in inputs.items()}
         for row in np.flatnonzero(chosen.to_numpy()).tolist()
     }
 
 
-def _bytes_of(prepared: Any, modality: str, item: int) -> bytes | None:
+def _bytes_of(inputs: Any, item: int) -> bytes | None:
+    """All that a network is given for one item: every array of the inputs, at the item."""
     if item < 0:
         return None
-    inputs = getattr(prepared, modality)
-    if modality == "photometry":
-        content: bytes = inputs.values[inputs.offsets[item] : inputs.offsets[item + 1]].tobytes()
-        return content
-    if modality == "image":
-        return bytes(inputs.candid[item].tobytes() + inputs.metadata[item].tobytes())
-    return bytes(
-        inputs.spec_id[item].encode() + inputs.flux[item].tobytes() + inputs.redshift[item].tobytes()
-    )
+    content = b""
+    for name in sorted(field.name for field in fields(inputs)):
+        values = getattr(inputs, name)
+        if name in ("row_index", "offsets") or values is None:
+            continue
+        if is_dataclass(values):
+            content += _bytes_of(values, item) or b""
+        elif name == _RAGGED.get(type(inputs)):
+            content += values[inputs.offsets[item] : inputs.offsets[item + 1]].tobytes()
+        else:
+            content += np.asarray(values[item]).tobytes()
+    return content
 
 
 def _words(name: str, episode: int, days: float | None) -> str:
