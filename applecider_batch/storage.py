@@ -20,6 +20,9 @@ from applecider_batch.errors import StorageError
 
 # A file larger than its user may write is a quota of another kind.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Attempts at a request; the waits between them grow to 15 s.
+S3_ATTEMPTS = 8
+_PASSING = ("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestTimeTooSkewed")
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -48,8 +51,9 @@ class Store:
     def _opened(self) -> tuple[Any, str]:
         import fsspec
 
+        options = with_patience(self.url, self.storage_options)
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url, **self.storage_options)
+            filesystem, root = fsspec.core.url_to_fs(self.url, **options)
         except (ValueError, ImportError) as error:
             raise StorageError(f"The URL '{self.url}' cannot be opened: {error}.") from error
         return filesystem, root.rstrip("/") or "/"
@@ -142,7 +146,12 @@ class Store:
             if self.is_local:
                 self._link_new(rel, data)
             else:
-                self.fs.pipe_file(self.path(rel), data, mode="create")
+                try:
+                    self.fs.pipe_file(self.path(rel), data, mode="create")
+                except FileExistsError:
+                    # A request whose answer got lost is sent again, and then finds its own bytes.
+                    if bytes(self.fs.cat_file(self.path(rel))) != data:
+                        raise
                 self.fs.invalidate_cache()
 
     def _link_new(self, rel: str, data: bytes) -> None:
@@ -193,6 +202,22 @@ class Store:
                 return pa.memory_map(self.path(rel), "r")
             return self.fs.open(self.path(rel), "rb", cache_type="readahead")
 
+    def open_ranges(self, rel: str, size: int) -> Any:
+        """A file of known size of which parts are wanted: what is asked for is fetched, and nothing else.
+
+        For a reader that joins its reads itself (pyarrow with ``pre_buffer``). A local file is not
+        memory-mapped, because mapped pages would count as this process's memory.
+        """
+        with _explained(self, rel, "read"):
+            if self.is_local:
+                import pyarrow as pa
+
+                return pa.OSFile(self.path(rel))
+            opened = self.fs.open(self.path(rel), "rb", cache_type="none", size=size)
+            # Or the file system asks for them, once per open.
+            opened.details = {"name": self.path(rel), "size": size, "type": "file"}
+            return opened
+
     def delete(self, rel: str, *, recursive: bool = False) -> None:
         """Remove a file or, with ``recursive``, a folder; nothing happens when it is absent."""
         with _explained(self, rel, "removed"), contextlib.suppress(FileNotFoundError):
@@ -209,6 +234,36 @@ def absolute(url: str | Path) -> str:
     """A local path as an absolute one, for processes that run in another folder; a URL as it is."""
     text = str(url)
     return text if "://" in text or "::" in text else os.path.abspath(text)
+
+
+def with_patience(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for an S3 store with which failed requests are sent again, at growing intervals.
+
+    5xx, "slow down", timeouts, lost connections and answers that break off; what the user gave goes first.
+    """
+    if not url.startswith(("s3://", "s3a://")):
+        return dict(options)
+    from s3fs.core import S3FileSystem, set_custom_error_handler
+
+    set_custom_error_handler(_is_passing)
+    S3FileSystem.retries = S3_ATTEMPTS
+    given = dict(options.get("config_kwargs") or {})
+    config = {
+        "retries": {"mode": "standard", "total_max_attempts": 5},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        **given,
+    }
+    return {**options, "config_kwargs": config}
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether a failed request is worth sending again."""
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return bool(status >= 500) or answer.get("Error", {}).get("Code") in _PASSING
+    return isinstance(error, ConnectionError | TimeoutError)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -330,8 +330,7 @@ class PartReader:
         """The Parquet file of a table."""
         path = self.record.path(name)
         try:
-            # Not memory-mapped: mapped pages would count as this process's memory.
-            source = pa.OSFile(self.store.path(path)) if self.store.is_local else self.store.open_input(path)
+            source = self.store.open_ranges(path, self.record.tables[name].bytes)
         except FileNotFoundError:
             raise _missing(self.store, path) from None
         with source:
