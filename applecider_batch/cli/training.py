@@ -49,6 +49,13 @@ class PhotometryNetwork(StrEnum):
     tabular_transformer = "tabular_transformer"
 
 
+class SpectraNetwork(StrEnum):
+    """Networks of spectra."""
+
+    spectranet = "spectranet"
+    resnet1d = "resnet1d"
+
+
 class ClassSet(StrEnum):
     """Outputs of a network."""
 
@@ -244,12 +251,12 @@ def spectra(
         ClassSet, typer.Option("--classes", help="Outputs; ten are summed to five when used.")
     ] = ClassSet.ten,
 ) -> None:
-    """Train a SpectraNet: focal loss, class-balanced weights, blanked edges, unknown redshifts.
+    """Train a SpectraNet or ResNet-1D: focal loss, class-balanced weights, blanked edges, unknown redshifts.
 
     Killed and started again it ends with the same weights.
 
     Example: applecider-batch train spectra --archive ARCHIVE --labels labels.parquet --models MODELS
-    --out TRAINING --preset compact
+    --out TRAINING --network resnet1d --preset compact
     """
     from applecider_batch.training.spectra import train_spectra
 

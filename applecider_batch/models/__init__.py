@@ -53,6 +53,7 @@ _NETWORKS: dict[tuple[str, str], NetworkSpec] = {
     ("paper", "astrominn_compact"): NetworkSpec("image", "astrominn_compact"),
     ("paper", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),
     ("paper", "spectranet"): NetworkSpec("spectra", "spectranet", "build_paper"),
+    ("paper", "resnet1d"): NetworkSpec("spectra", "resnet1d"),
     ("paper", "spectra_image"): NetworkSpec("spectra", "spectra_image"),
     ("upstream-main", "cls_transformer"): NetworkSpec("photometry", "photometry", fixed=_BOTH_HEADS),
     ("upstream-main", "cls_transformer_mpt"): _MPT,

@@ -1,8 +1,8 @@
-"""``train spectra``: SpectraNet from the labelled spectra of an archive."""
+"""``train spectra``: SpectraNet or ResNet-1D from the labelled spectra of an archive."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,67 +17,73 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.models import build_network
+from applecider_batch.models.resnet1d import ResNet1d
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import count_parts
 from applecider_batch.training.finish import finish, write_split
 from applecider_batch.training.labels import read_labels
-from applecider_batch.training.losses import class_balanced_weights, focal_loss
+from applecider_batch.training.losses import class_balanced_weights, focal_loss, inverse_sqrt_weights
 from applecider_batch.training.metrics import measures
-from applecider_batch.training.spectra_data import SpectraSet, load_spectra
+from applecider_batch.training.spectra_data import SpectraSet, load_spectra, log_step
+from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
 from applecider_batch.training.splits import PARTS, SplitRule
 from applecider_batch.training.trainer import Batch, Trained, TrainerOptions, train
 
 PROFILE = "paper"
 _PREDICT_BATCH = 64
-
-
-@dataclass(frozen=True)
-class SpectraAugmentation:
-    """How training spectra are varied.
-
-    Attributes
-    ----------
-    unknown : float
-        Share of spectra shown as if the redshift were not known.
-    edge : float
-        At most this share of the grid is blanked at each end.
-    edge_share : float
-        Share of spectra with blanked edges.
-    noise : float
-        Largest standard deviation of white noise, in units of the spectrum's own spread.
-    slope : float
-        Standard deviation of a linear tilt over the grid: reddening, flux calibration.
-    shift : int
-        Grid points by which a spectrum is moved at most: an error of the redshift.
-    """
-
-    unknown: float = 0.2
-    edge: float = 0.25
-    edge_share: float = 0.5
-    noise: float = 0.2
-    slope: float = 0.3
-    shift: int = 12
+#: A class with fewer spectra weighs as one with so many: a handful must not rule the gradient.
+_FEWEST = 30.0
 
 
 @dataclass(frozen=True)
 class SpectraPreset:
-    """Network, its size, and how it is trained."""
+    """Network, its size, and how it is trained.
+
+    Attributes
+    ----------
+    config : dict
+        Of the network.
+    options : TrainerOptions
+    augmentation : SpectraAugmentation
+    network : str
+    gamma : float
+        Of the focal loss; 0 is cross entropy.
+    balance : float or None
+        beta of the class-balanced weights; None: 1 / sqrt(count).
+    smoothing : float
+        Of the labels.
+    """
 
     config: dict[str, Any] = field(default_factory=dict)
     options: TrainerOptions = field(default_factory=TrainerOptions)
     augmentation: SpectraAugmentation = field(default_factory=SpectraAugmentation)
     network: str = "spectranet"
     gamma: float = 2.0
+    balance: float | None = 0.999
+    smoothing: float = 0.0
 
 
-PRESETS: dict[str, SpectraPreset] = {
-    "paper": SpectraPreset(
+_RESNET_OPTIONS = TrainerOptions(
+    epochs=40,
+    batch_size=64,
+    learning_rate=2e-3,
+    weight_decay=0.05,
+    warmup_epochs=2,
+    cosine=True,
+    ema=0.99,
+    patience=40,
+    clip=2.0,
+)
+
+#: By network and size.
+PRESETS: dict[tuple[str, str], SpectraPreset] = {
+    ("spectranet", "paper"): SpectraPreset(
         options=TrainerOptions(
             epochs=80, batch_size=32, learning_rate=3e-4, warmup_epochs=3, cosine=True, ema=0.995, patience=20
         )
     ),
     # Small kernels and widths: for a CPU.
-    "compact": SpectraPreset(
+    ("spectranet", "compact"): SpectraPreset(
         config={
             "widths": [4, 12, 24, 32, 48],
             "kernels": [[5, 11, 21], [3, 9, 21], [3, 7, 15], [3, 5, 9], [3, 5, 7]],
@@ -88,6 +94,22 @@ PRESETS: dict[str, SpectraPreset] = {
             epochs=40, batch_size=32, learning_rate=1e-3, warmup_epochs=2, cosine=True, ema=0.99, patience=15
         ),
         gamma=1.0,
+    ),
+    ("resnet1d", "paper"): SpectraPreset(
+        config={"members": 4, "blocks": 2},
+        options=_RESNET_OPTIONS,
+        network="resnet1d",
+        gamma=0.0,
+        balance=None,
+        smoothing=0.05,
+    ),
+    ("resnet1d", "compact"): SpectraPreset(
+        config={"members": 3},
+        options=_RESNET_OPTIONS,
+        network="resnet1d",
+        gamma=0.0,
+        balance=None,
+        smoothing=0.05,
     ),
 }
 
@@ -100,85 +122,104 @@ def composite(label: np.ndarray, prob: np.ndarray, classes: tuple[str, ...]) -> 
     return {"composite": score, **{n: found[n] for n in names}}
 
 
-def vary_spectra(flux: np.ndarray, a: SpectraAugmentation, rng: np.random.Generator) -> np.ndarray:
-    """Shift, tilt, blur with noise and blank the edges of spectra; float32 (b, n_points), 0 = not covered."""
-    points = flux.shape[1]
-    out = np.zeros_like(flux)
-    ramp = np.linspace(-1, 1, points, dtype=np.float32)
-    for i, row in enumerate(flux):
-        row = np.roll(row, int(rng.integers(-a.shift, a.shift + 1)))
-        covered = row != 0
-        edges = rng.uniform(0, a.edge, 2) * (rng.random() < a.edge_share) * points
-        shown = covered.copy()
-        shown[: int(edges[0])] = False
-        shown[points - int(edges[1]) :] = False
-        shown = shown if shown.sum() > points // 10 else covered
-        noise = rng.standard_normal(points, np.float32) * np.float32(rng.uniform(0, a.noise))
-        row = row + np.float32(rng.normal(0, a.slope)) * ramp + noise
-        used = row[shown]
-        if len(used):
-            out[i, shown] = (used - used.mean()) / max(float(used.std()), 1e-6)
-    return out
-
-
 def predict_spectra(network: nn.Module, flux: np.ndarray, batch_size: int = _PREDICT_BATCH) -> np.ndarray:
     """Log probabilities of spectra (n, n_points); float64 (n, C)."""
+    return _predicted(lambda x: network(x[:, None]), network, flux, batch_size)
+
+
+def _predicted(
+    forward: Callable[[Tensor], Tensor], network: nn.Module, inputs: np.ndarray, batch_size: int
+) -> np.ndarray:
     device = next(network.parameters()).device
     out = []
     with torch.inference_mode():
-        for start in range(0, len(flux), batch_size):
-            x = torch.as_tensor(flux[start : start + batch_size, None]).to(device)
-            out.append(log_softmax(network(x).float().cpu().numpy()))
+        for start in range(0, len(inputs), batch_size):
+            x = torch.as_tensor(inputs[start : start + batch_size]).to(device)
+            out.append(log_softmax(forward(x).float().cpu().numpy()))
     return np.concatenate(out)
 
 
-@dataclass
 class SpectraTask:
-    """Focal loss with class-balanced weights over augmented spectra; early stop on the composite score."""
+    """Varied spectra, (focal) cross entropy with class weights; early stop on the composite score.
 
-    data: SpectraSet
-    augmentation: SpectraAugmentation
-    gamma: float = 2.0
-    score: str = "composite"
+    A ResNet-1D is trained on its own logarithmic bins, made once: nothing before them is learned.
+    """
 
-    def __post_init__(self) -> None:
-        self._train, self._validation = self.data.members("train"), self.data.members("validation")
-        if len(np.unique(self.data.label[self._train])) < 2 or not len(self._validation):
+    score = "composite"
+
+    def __init__(self, data: SpectraSet, preset: SpectraPreset, network: nn.Module) -> None:
+        self.data, self.preset = data, preset
+        self._train, self._validation = data.members("train"), data.members("validation")
+        if len(np.unique(data.label[self._train])) < 2 or not len(self._validation):
             raise UserError(
                 "There is too little to train on: at least two classes must train, and some spectra validate."
             )
+        self._flux, self._unknown = data.flux, data.flux_unknown
+        self._log_step = log_step(get_profile(PROFILE))
+        if isinstance(network, ResNet1d):
+            self._flux, self._unknown = _binned(network, data.flux), _binned(network, data.flux_unknown)
+            self._log_step = network.config.log_step
         # An object with many spectra must not outweigh one with a single one.
-        _, inverse, counts = np.unique(self.data.group[self._train], return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(data.group[self._train], return_inverse=True, return_counts=True)
         self._share = 1.0 / np.sqrt(counts[inverse])
-        counted = np.bincount(self.data.label[self._train], self._share, minlength=len(self.data.classes))
-        self._alpha = class_balanced_weights(torch.as_tensor(np.round(counted)), 0.999)
+        counted = torch.as_tensor(np.bincount(data.label[self._train], self._share, len(data.classes)))
+        if preset.balance is None:
+            self._alpha = inverse_sqrt_weights(torch.where(counted > 0, counted.clamp(min=_FEWEST), 0.0))
+        else:
+            self._alpha = class_balanced_weights(counted.round(), preset.balance)
 
     def batches(self, rng: np.random.Generator, batch_size: int) -> Iterator[Batch]:
         """See `trainer.Task`."""
-        n = len(self._train)
+        n, augmentation = len(self._train), self.preset.augmentation
         order = self._train[rng.choice(n, n, p=self._share / self._share.sum())]
         for start in range(0, n - n % batch_size or n, batch_size):
             rows = order[start : start + batch_size]
-            unknown = rng.random(len(rows)) < self.augmentation.unknown
-            unknown &= (self.data.flux_unknown[rows] != 0).any(1)
-            flux = np.where(unknown[:, None], self.data.flux_unknown[rows], self.data.flux[rows])
-            x = vary_spectra(flux, self.augmentation, rng)
-            yield {"x": x[:, None], "label": self.data.label[rows]}
+            unknown = rng.random(len(rows)) < augmentation.unknown
+            unknown &= (self._unknown[rows] != 0).any(1)
+            flux = np.where(unknown[:, None], self._unknown[rows], self._flux[rows])
+            yield {
+                "x": vary_spectra(flux, augmentation, rng, self._log_step),
+                "label": self.data.label[rows],
+            }
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """See `trainer.Task`."""
-        logits = network(batch["x"]).float()
-        return focal_loss(logits, batch["label"], gamma=self.gamma, alpha=self._alpha.to(logits.device))
+        """See `trainer.Task`; every member of an ensemble has its own."""
+        x = batch["x"]
+        members = network.member_outputs(x)[0] if isinstance(network, ResNet1d) else [network(x[:, None])]
+        losses = [
+            focal_loss(
+                logits.float(),
+                batch["label"],
+                gamma=self.preset.gamma,
+                alpha=self._alpha.to(logits.device),
+                label_smoothing=self.preset.smoothing,
+            )
+            for logits in members
+        ]
+        return torch.stack(losses).sum()
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """See `trainer.Task`."""
         rows = self._validation
-        prob = np.exp(predict_spectra(network, self.data.flux[rows]))
-        return composite(self.data.label[rows], prob, self.data.classes)
+        if isinstance(network, ResNet1d):
+            log_p = _predicted(lambda x: network.from_bins(x)[0], network, self._flux[rows], _PREDICT_BATCH)
+        else:
+            log_p = predict_spectra(network, self._flux[rows])
+        return composite(self.data.label[rows], np.exp(log_p), self.data.classes)
 
     def head(self) -> tuple[str, ...]:
         """See `trainer.Task`."""
         return ()
+
+
+def _binned(network: ResNet1d, flux: np.ndarray) -> np.ndarray:
+    """Spectra in the network's bins; float32 (n, n_bins)."""
+    with torch.inference_mode():
+        pieces = [
+            network.binned(torch.as_tensor(flux[start : start + 512, None]))
+            for start in range(0, len(flux), 512)
+        ]
+    return torch.cat(pieces).numpy()
 
 
 def fit_spectra(data: SpectraSet, store: Store, preset: SpectraPreset, *, progress: bool = False) -> Trained:
@@ -187,13 +228,12 @@ def fit_spectra(data: SpectraSet, store: Store, preset: SpectraPreset, *, progre
     identity = {
         "config": config,
         "network": preset.network,
-        "augmentation": asdict(preset.augmentation),
-        "gamma": preset.gamma,
+        "preset": {k: v for k, v in asdict(preset).items() if k not in ("config", "options", "network")},
         "data": json_digest([data.spec_id.tolist(), data.label.tolist(), data.part.tolist()]),
     }
     torch.manual_seed(preset.options.seed)
     network = build_network(PROFILE, preset.network, **config)
-    task = SpectraTask(data, preset.augmentation, preset.gamma)
+    task = SpectraTask(data, preset, network)
     return train(network, task, preset.options, store, identity=identity, progress=progress)
 
 
@@ -203,6 +243,7 @@ def train_spectra(
     out: str,
     models: str,
     *,
+    network: str = "spectranet",
     preset: str = "paper",
     split: SplitRule | None = None,
     class_set: str = "ten",
@@ -215,12 +256,13 @@ def train_spectra(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Train a SpectraNet and put it into a model set.
+    """Train a network of spectra and put it into a model set.
 
     Parameters
     ----------
     archive, labels, out, models : str
         Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
+    network : {"spectranet", "resnet1d"}
     preset : {"paper", "compact"}
     split : SplitRule, optional
     class_set : {"ten", "five"}
@@ -240,9 +282,10 @@ def train_spectra(
     UserError
         For options or data that cannot be used.
     """
-    if preset not in PRESETS:
-        raise UserError(f"Unknown preset '{preset}'; allowed are {', '.join(PRESETS)}.")
-    chosen = PRESETS[preset]
+    if (network, preset) not in PRESETS:
+        known = ", ".join(f"{n} {p}" for n, p in PRESETS)
+        raise UserError(f"There is no preset '{preset}' of a network '{network}'; there are {known}.")
+    chosen = PRESETS[network, preset]
     options = replace(chosen.options, seed=seed, device=device, threads=threads)
     chosen = replace(chosen, options=replace(options, epochs=epochs) if epochs is not None else options)
     rule = split or SplitRule()

@@ -15,7 +15,7 @@ from applecider_batch.training.labels import LabelTable
 from applecider_batch.training.population import Population
 from applecider_batch.training.splits import PARTS, SplitRule
 
-_FWHM_TO_SIGMA = 1 / (2 * np.sqrt(2 * np.log(2)))
+FWHM_TO_SIGMA = 1 / (2 * np.sqrt(2 * np.log(2)))
 SEDM_RESOLUTION = 100.0
 
 
@@ -152,25 +152,47 @@ def at_resolution(flux: np.ndarray, profile: Profile, resolution: float = SEDM_R
     ndarray of float32, shape (n, n_points)
         Smoothed over the covered points, 0 elsewhere, with zero mean and unit spread again.
     """
+    covered = flux != 0
+    sigma = FWHM_TO_SIGMA / resolution / log_step(profile)
+    return standardised(blurred(flux, covered, np.full(len(flux), sigma)), covered)
+
+
+def log_step(profile: Profile) -> float:
+    """Distance in ln(wavelength) between points of the profile's grid, at its middle."""
     low, high, n = profile.spectrum_grid
-    sigma = (low + high) / 2 / resolution * _FWHM_TO_SIGMA / ((high - low) / (n - 1))
-    reach = int(np.ceil(4 * sigma))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    out = np.zeros_like(flux)
-    for i, row in enumerate(flux):
-        covered = row != 0
-        if not covered.any():
-            continue
-        weight = np.convolve(covered.astype(np.float64), kernel, "same")
-        smooth = np.convolve(row.astype(np.float64), kernel, "same") / np.maximum(weight, 1e-12)
-        out[i] = standardised(smooth, covered)
-    return out
+    return (high - low) / (n - 1) / ((low + high) / 2)
 
 
-def standardised(values: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """Zero mean and unit spread over the covered points, 0 elsewhere; float32 (n_points,)."""
-    out = np.zeros(len(values), np.float32)
-    if covered.any():
-        used = values[covered]
-        out[covered] = (used - used.mean()) / max(float(used.std()), 1e-9)
-    return out
+def blurred(flux: np.ndarray, covered: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Spectra smoothed by Gaussians over the covered points, 0 elsewhere.
+
+    Parameters
+    ----------
+    flux : ndarray of float, shape (b, n)
+        0 where not covered.
+    covered : ndarray of bool, shape (b, n)
+    sigma : ndarray of float, shape (b,)
+        Standard deviations in points.
+
+    Returns
+    -------
+    ndarray of float32, shape (b, n)
+    """
+    n = flux.shape[1]
+    # Twice the length, so that the ends do not meet.
+    transfer = np.exp(-2 * (np.pi * np.fft.rfftfreq(2 * n) * np.asarray(sigma)[:, None]) ** 2)
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return np.fft.irfft(np.fft.rfft(values, 2 * n, axis=1) * transfer, axis=1)[:, :n]
+
+    weight = np.maximum(smooth(covered.astype(np.float64)), 1e-6)
+    return np.where(covered, smooth(flux) / weight, 0.0).astype(np.float32)
+
+
+def standardised(flux: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Zero mean and unit spread over the covered points, 0 elsewhere; float32 (b, n)."""
+    count = np.maximum(covered.sum(1, keepdims=True), 1)
+    mean = np.where(covered, flux, 0.0).sum(1, keepdims=True) / count
+    centred = np.where(covered, flux - mean, 0.0)
+    spread = np.sqrt((centred**2).sum(1, keepdims=True) / count)
+    return (centred / np.maximum(spread, 1e-6)).astype(np.float32)
