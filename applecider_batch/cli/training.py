@@ -247,6 +247,12 @@ def image(
 @expand_groups
 def spectra(
     given: NetworkTraining,
+    network: Annotated[
+        SpectraNetwork,
+        typer.Option(
+            "--network", help="The paper's SpectraNet, or a ResNet-1D on log bins: for few spectra."
+        ),
+    ] = SpectraNetwork.spectranet,
     classes: Annotated[
         ClassSet, typer.Option("--classes", help="Outputs; ten are summed to five when used.")
     ] = ClassSet.ten,
@@ -261,7 +267,13 @@ def spectra(
     from applecider_batch.training.spectra import train_spectra
 
     result = train_spectra(
-        given.archive, given.labels, given.out, given.models, class_set=classes.value, **given.arguments()
+        given.archive,
+        given.labels,
+        given.out,
+        given.models,
+        network=network.value,
+        class_set=classes.value,
+        **given.arguments(),
     )
     given.answer(result)
 

@@ -24,6 +24,7 @@ from applecider_batch.training.finish import finish, write_split
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.losses import class_balanced_weights, focal_loss, inverse_sqrt_weights
 from applecider_batch.training.metrics import measures
+from applecider_batch.training.setup import asked_options, data_record
 from applecider_batch.training.spectra_data import SpectraSet, load_spectra, log_step
 from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
 from applecider_batch.training.splits import PARTS, SplitRule
@@ -286,8 +287,8 @@ def train_spectra(
         known = ", ".join(f"{n} {p}" for n, p in PRESETS)
         raise UserError(f"There is no preset '{preset}' of a network '{network}'; there are {known}.")
     chosen = PRESETS[network, preset]
-    options = replace(chosen.options, seed=seed, device=device, threads=threads)
-    chosen = replace(chosen, options=replace(options, epochs=epochs) if epochs is not None else options)
+    options = asked_options(chosen.options, epochs=epochs, seed=seed, device=device, threads=threads)
+    chosen = replace(chosen, options=options)
     rule = split or SplitRule()
     opened = Archive.open(archive, storage_options)
     table = read_labels(labels, class_set=class_set, column=label_column, storage_options=storage_options)
@@ -307,15 +308,14 @@ def train_spectra(
         classes=data.classes,
         feature_names=(),
         normalisation={},
-        data={
-            "archive": opened.snapshot.logical_digest,
-            "snapshot": opened.snapshot.id,
-            "counts": count_parts(data.part, data.label, data.classes),
-            "split": asdict(rule),
-            "split_digest": digest,
-            "spectra_left_out": data.left_out,
-            "labels_left_out": table.left_out,
-        },
+        data=data_record(
+            opened,
+            table,
+            rule,
+            count_parts(data.part, data.label, data.classes),
+            digest,
+            spectra_left_out=data.left_out,
+        ),
         asked={"preset": preset, "class_set": class_set, **asdict(chosen.options)},
         metrics=trained.best,
     )

@@ -68,12 +68,15 @@ def vary_spectra(
     b, n = flux.shape
     out = np.zeros_like(flux)
     for i, shift in enumerate(np.rint(rng.normal(0, a.redshift, b) / log_step).astype(int)):
-        to, where = (slice(shift, n), slice(0, n - shift)) if shift >= 0 else (slice(0, shift), slice(-shift, n))
+        to, where = (
+            (slice(shift, n), slice(0, n - shift)) if shift >= 0 else (slice(0, shift), slice(-shift, n))
+        )
         out[i, to] = flux[i, where]
     covered = out != 0
     shown = _shown(covered, a, rng)
     lower = np.flatnonzero(rng.random(b) < a.blur_share)
-    resolution = np.exp(rng.uniform(*np.log(a.resolution), len(lower)))
+    low, high = np.log(a.resolution)
+    resolution = np.exp(rng.uniform(low, high, len(lower)))
     if len(lower):
         out[lower] = blurred(out[lower], covered[lower], FWHM_TO_SIGMA / resolution / log_step)
     ramp = np.linspace(-1, 1, n)

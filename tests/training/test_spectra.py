@@ -16,8 +16,8 @@ from applecider_batch.cli.main import run
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.training.labels import label_table
-from applecider_batch.training.spectra import SpectraAugmentation, vary_spectra
 from applecider_batch.training.spectra_data import at_resolution, load_spectra
+from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
 from applecider_batch.training.splits import SplitRule
 
 PAPER = get_profile("paper")
@@ -40,13 +40,13 @@ def test_varied_spectra_are_standardised_and_stay_inside_their_coverage() -> Non
     rng = np.random.default_rng(0)
     flux = np.zeros((8, 1000), np.float32)
     flux[:, 200:900] = rng.normal(size=(8, 700))
-    augmentation = SpectraAugmentation(shift=0)
-    out = vary_spectra(flux, augmentation, np.random.default_rng(1))
+    augmentation = SpectraAugmentation(redshift=0)
+    out = vary_spectra(flux, augmentation, np.random.default_rng(1), 1e-3)
     assert (out[:, :200] == 0).all()
     assert any((row[200:900] == 0).any() for row in out)  # blanked edges
     for row in out:
         assert row[row != 0].std() == pytest.approx(1, abs=1e-3)
-    assert (out == vary_spectra(flux, augmentation, np.random.default_rng(1))).all()
+    assert (out == vary_spectra(flux, augmentation, np.random.default_rng(1), 1e-3)).all()
 
 
 @pytest.fixture(scope="module")
