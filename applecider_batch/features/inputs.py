@@ -60,11 +60,12 @@ from applecider_batch.features.profiles import Profile
 from applecider_batch.features.quality import Quality
 from applecider_batch.features.segments import expand_ranges, last_true, take_ranges, text_column
 from applecider_batch.features.spectra import (
-    ASSUMED_REDSHIFT_SOURCE,
+    NO_REDSHIFT_SOURCE,
     choose_spectra,
     coverage,
-    preprocess_spectrum,
+    preprocess_at,
     redshifts,
+    trial_redshifts,
 )
 from applecider_batch.features.summary import Summary, nullable, summarise
 
@@ -354,17 +355,22 @@ class _Preparation:
         spec_ids, sources = text_column(table, "spec_id"), text_column(table, "redshift_source")
         item_of: dict[int, int] = {}
         flux: list[np.ndarray] = []
+        at_redshift: list[float] = []
+        offsets = [0]
         partial = set()
         # In row order; one pass per distinct spectrum, of which there are few.
         for position in dict.fromkeys(choice.position[choice.position >= 0].tolist()):
             wavelength = np.asarray(table.column("wavelength")[position].values, np.float64)
             values = np.asarray(table.column("flux")[position].values, np.float64)
-            made = preprocess_spectrum(wavelength, values, self.profile, float(z[position]))
-            if made is None or not np.isfinite(made).all():
+            trials = trial_redshifts(float(z[position]), bool(given[position]), self.profile)
+            made = preprocess_at(wavelength, values, self.profile, trials)
+            if not made:
                 continue
-            item_of[position] = len(flux)
-            flux.append(made)
-            if coverage(wavelength, self.profile, float(z[position])) < _PARTIAL_COVERAGE:
+            item_of[position] = len(item_of)
+            at_redshift += made
+            flux += made.values()
+            offsets.append(len(flux))
+            if coverage(wavelength, self.profile, float(trials[0])) < _PARTIAL_COVERAGE:
                 partial.add(position)
         used = np.array(list(item_of), np.int64)
         row_index = np.array([item_of.get(p, -1) for p in choice.position.tolist()], np.int32)
@@ -372,19 +378,23 @@ class _Preparation:
         where = np.where(absent, 0, choice.position)
         self._spectra_columns(table, where, absent, z, given, spec_ids, sources)
         is_partial = np.isin(choice.position, np.array(sorted(partial), np.int64)) & ~absent
-        assumed = ~absent & (~given[where] if len(given) else True)
+        unknown = ~absent & (~given[where] if len(given) else True)
         for condition, bit in (
             (choice.host, Quality.HOST_SPECTRUM),
             (choice.flattened, Quality.SPECTRUM_FLATTENED),
             (choice.undated & ~absent, Quality.SPECTRUM_UNDATED),
-            (assumed & self.profile.spectrum_rest_frame, Quality.REDSHIFT_ASSUMED),
+            (unknown & self.profile.spectrum_rest_frame, Quality.REDSHIFT_MARGINALISED),
             (is_partial, Quality.SPECTRUM_PARTIAL),
         ):
             self.quality |= np.where(condition, bit, 0)
         matrix = np.stack(flux) if flux else np.empty((0, n_grid), np.float32)
         assert len(row_index) == n_rows
         return SpectraInputs(
-            matrix, spec_ids.take(pa.array(used)).to_pylist(), z[used].astype(np.float32), row_index
+            matrix,
+            np.array(at_redshift, np.float32),
+            np.array(offsets, np.int64),
+            spec_ids.take(pa.array(used)).to_pylist(),
+            row_index,
         )
 
     def _spectra_columns(
@@ -410,11 +420,11 @@ class _Preparation:
             return
         index = pa.array(where, mask=absent)
         jd = pc.subtract(table.column("jd").combine_chunks().cast(pa.float64()), JD_TO_MJD)
-        said = [s if g else ASSUMED_REDSHIFT_SOURCE for s, g in zip(sources.to_pylist(), given, strict=True)]
+        said = [s if g else NO_REDSHIFT_SOURCE for s, g in zip(sources.to_pylist(), given, strict=True)]
         self.columns["spec_id"] = spec_ids.take(index)
         self.columns["spec_mjd"] = pa.array(jd.to_pylist(), pa.float64()).take(index)
         self.columns["redshift_used"] = nullable(
-            np.where(absent | (not rest), np.nan, z[where]), pa.float32()
+            np.where(absent | ~given[where] | (not rest), np.nan, z[where]), pa.float32()
         )
         self.columns["redshift_source"] = (
             pa.array(said, pa.string()).take(index) if rest else pa.nulls(n, pa.string())

@@ -106,19 +106,24 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class SpectraInputs:
-    """Distinct spectra on the profile's grid.
+    """Distinct spectra on the profile's grid; one without a redshift is there at several trial redshifts.
 
     Attributes
     ----------
-    flux : ndarray, float32, shape (n, n_points)
+    flux : ndarray, float32, shape (m, n_points)
+        A row per spectrum and trial redshift.
+    redshift : ndarray, float32, shape (m,)
+        At which the row was made: the one given, or a trial.
+    offsets : ndarray, int64, shape (n + 1,)
+        Spectrum i has the rows offsets[i] to offsets[i + 1] - 1, at least one.
     spec_id : list of str, length n
-    redshift : ndarray, float32, shape (n,)
     row_index : ndarray, int32, shape (n_rows,)
     """
 
     flux: np.ndarray
-    spec_id: list[str]
     redshift: np.ndarray
+    offsets: np.ndarray
+    spec_id: list[str]
     row_index: np.ndarray
 
 
@@ -242,7 +247,13 @@ def failed_objects(
             np.empty((0, len(profile.metadata_names)), np.float32),
             none,
         ),
-        SpectraInputs(np.empty((0, profile.spectrum_grid[2]), np.float32), [], np.empty(0, np.float32), none),
+        SpectraInputs(
+            np.empty((0, profile.spectrum_grid[2]), np.float32),
+            np.empty(0, np.float32),
+            np.zeros(1, np.int64),
+            [],
+            none,
+        ),
         LIGHT_CURVE_SCHEMA.empty_table(),
     )
 
@@ -266,8 +277,9 @@ def join_prepared(parts: Sequence[Prepared]) -> Prepared:
         ),
         SpectraInputs(
             np.concatenate([p.spectra.flux for p in parts]),
-            [name for p in parts for name in p.spectra.spec_id],
             np.concatenate([p.spectra.redshift for p in parts]),
+            _join_offsets([p.spectra.offsets for p in parts]),
+            [name for p in parts for name in p.spectra.spec_id],
             _join_index([p.spectra.row_index for p in parts], [len(p.spectra.spec_id) for p in parts]),
         ),
         pa.concat_tables([p.light_curves for p in parts]),

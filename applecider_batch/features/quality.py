@@ -20,7 +20,7 @@ class Quality(IntFlag):
     DRB_MISSING = 1 << 8
     BRIGHT_STAR_NEAR = 1 << 11
     HOST_SPECTRUM = 1 << 12
-    REDSHIFT_ASSUMED = 1 << 13
+    REDSHIFT_MARGINALISED = 1 << 13
     SPECTRUM_UNDATED = 1 << 14
     SPECTRUM_FLATTENED = 1 << 15
     SPECTRUM_PARTIAL = 1 << 16
@@ -40,7 +40,7 @@ DESCRIPTIONS: dict[Quality, str] = {
     Quality.DRB_MISSING: "no alert carries drb",
     Quality.BRIGHT_STAR_NEAR: "ZTFReST's bright star: PS1 source within 15 arcsec, r < 15, sgscore >= .5",
     Quality.HOST_SPECTRUM: "a spectrum taken before t0 exists and was not used",
-    Quality.REDSHIFT_ASSUMED: "the spectrum has no redshift: 0 was assumed",
+    Quality.REDSHIFT_MARGINALISED: "the spectrum has no redshift: the mean over trial redshifts was taken",
     Quality.SPECTRUM_UNDATED: "the spectrum has no date",
     Quality.SPECTRUM_FLATTENED: "a spectrum with the continuum removed was not used",
     Quality.SPECTRUM_PARTIAL: "the spectrum covers less than half of the grid",

@@ -6,8 +6,9 @@ is never an input, the row is flagged. Spectra with the continuum removed (``flu
 are another kind of data and are left out.
 
 Preprocessing of the paper (arXiv:2507.16088, section 2.2): wavelength / (1 + z), linear interpolation on
-3850–8500 Angstrom, 4096 points, 0 outside the coverage, z-score over the covered, non-zero points. Without a
-redshift 0 is assumed and said so in ``redshift_source``. Upstream's two forms differ through the profile.
+3850–8500 Angstrom, 4096 points, 0 outside the coverage, z-score over the covered, non-zero points. A spectrum
+without a redshift is prepared at several (:data:`TRIAL_REDSHIFTS`), over which `inference.marginal` takes the
+mean; ``redshift_source`` says so. Upstream's two forms differ through the profile.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from applecider_batch.features.profiles import Profile
 from applecider_batch.features.segments import expand_ranges, float_column, starts_of, text_column
 
 REDSHIFT_RANGE = (-0.01, 10.0)
-ASSUMED_REDSHIFT_SOURCE = "none given, 0 assumed"
+#: Trial redshifts of a spectrum without one, evenly spaced in ln(1 + z).
+TRIAL_REDSHIFTS = np.expm1(np.linspace(0.0, np.log1p(0.2), 17))
+NO_REDSHIFT_SOURCE = "none given, averaged over 0 to 0.2"
 _MIN_POINTS = 2
 
 
@@ -118,6 +121,27 @@ def redshifts(spectra: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     z = float_column(spectra, "redshift")
     given = (z > REDSHIFT_RANGE[0]) & (z < REDSHIFT_RANGE[1])
     return np.where(given, z, 0.0), given
+
+
+def trial_redshifts(redshift: float, given: bool, profile: Profile) -> np.ndarray:
+    """Redshifts at which a spectrum is prepared, float64 (k,): the one given, the trials, or 0 if unused."""
+    if given or not profile.spectrum_rest_frame:
+        return np.array([redshift])
+    return TRIAL_REDSHIFTS
+
+
+def preprocess_at(
+    wavelength: np.ndarray, flux: np.ndarray, profile: Profile, trials: np.ndarray
+) -> dict[float, np.ndarray]:
+    """As :func:`preprocess_spectrum` at each redshift at which something can be made.
+
+    Returns
+    -------
+    dict
+        Redshift -> float32 (n_grid,), finite.
+    """
+    made = {z: preprocess_spectrum(wavelength, flux, profile, z) for z in trials.tolist()}
+    return {z: values for z, values in made.items() if values is not None and np.isfinite(values).all()}
 
 
 def preprocess_spectrum(

@@ -20,6 +20,7 @@ from applecider_batch.inference.anomaly_reference import AnomalyReference
 from applecider_batch.inference.batches import Batch, cut, cut_by_length, pad_sequences, wire_dtype
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
+from applecider_batch.inference.marginal import marginalise
 from applecider_batch.logs import get_logger
 
 IN_FLIGHT = 2
@@ -140,9 +141,15 @@ def infer(
             lane.fill()
         busy = [lane for lane in busy if lane.collect()]
     for lane in lanes:
-        outputs.logits[lane.modality], outputs.latents[lane.modality] = lane.arrays()
-        outputs.energies[lane.modality] = lane.energies
-        outputs.absent[lane.modality] = lane.absent
+        (logits, latents), energies, absent = lane.arrays(), lane.energies, lane.absent
+        if lane.modality == "spectra":
+            # An item is a spectrum; one without a redshift went through at several.
+            tried = prepared.spectra
+            logits, latents, energies = marginalise(logits, latents, energies, tried.redshift, tried.offsets)
+            absent = absent[tried.offsets[:-1]]
+        outputs.logits[lane.modality], outputs.latents[lane.modality] = logits, latents
+        outputs.energies[lane.modality] = energies
+        outputs.absent[lane.modality] = absent
         outputs.batches[lane.modality] = lane.batches_run
         outputs.degraded |= lane.degraded
     return outputs

@@ -58,7 +58,7 @@ class ResNet1dConfig:
     kernel: int = 9
     hidden: int = 128
     squeeze: int = 24
-    dropout: float = 0.4
+    dropout: float = 0.5
     grid: tuple[float, float, int] = (3850.0, 8500.0, 4096)
     n_bins: int = 512
     continuum: float = 0.06
@@ -184,13 +184,19 @@ class ResNet1d(nn.Module):
         return torch.stack(logits), torch.stack(latents)
 
     def from_bins(self, flux: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the mean probabilities (B, C) and latent (B, M x hidden) of binned spectra (B, n_bins)."""
+        """Logits (B, C) and latent (B, M x hidden) of binned spectra; see `forward_with_latent`."""
         logits, latents = self.member_outputs(flux)
-        mean = logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
-        return mean, latents.transpose(0, 1).flatten(1)
+        logits = logits.float()
+        evidence = logits.logsumexp(-1).mean(0)  # (B,)
+        log_mean = logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))  # (B, C)
+        return log_mean + evidence.unsqueeze(-1), latents.transpose(0, 1).flatten(1)
 
     def forward_with_latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the mean probabilities (B, C) and latent (B, M x hidden) of spectra ``x`` (B, 1, N)."""
+        """Logits (B, C) and latent (B, M x hidden) of spectra ``x`` (B, 1, N), z-scored, 0 = not covered.
+
+        Their softmax is the mean of the members' probabilities, their logsumexp the mean evidence for the
+        redshift: the log odds that lines are where a supernova has them.
+        """
         return self.from_bins(self.binned(x))
 
     def embed(self, x: Tensor) -> Tensor:
@@ -198,7 +204,7 @@ class ResNet1d(nn.Module):
         return self.forward_with_latent(x)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log of the mean probabilities (B, C) of spectra ``x`` (B, 1, N), z-scored, 0 where not covered."""
+        """Logits (B, C) of spectra ``x`` (B, 1, N)."""
         return self.forward_with_latent(x)[0]
 
 

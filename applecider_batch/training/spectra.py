@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from applecider_batch.archive.read import Archive
 from applecider_batch.digest import json_digest
@@ -64,16 +65,24 @@ class SpectraPreset:
     smoothing: float = 0.0
 
 
-_RESNET_OPTIONS = TrainerOptions(
-    epochs=40,
-    batch_size=64,
-    learning_rate=2e-3,
-    weight_decay=0.05,
-    warmup_epochs=2,
-    cosine=True,
-    ema=0.99,
-    patience=40,
-    clip=2.0,
+_RESNET = SpectraPreset(
+    config={"members": 3},
+    options=TrainerOptions(
+        epochs=40,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        warmup_epochs=2,
+        cosine=True,
+        ema=0.99,
+        patience=40,
+        clip=2.0,
+    ),
+    augmentation=SpectraAugmentation(unknown=0.0, wrong=0.35),
+    network="resnet1d",
+    gamma=0.0,
+    balance=None,
+    smoothing=0.05,
 )
 
 #: By network and size.
@@ -96,22 +105,8 @@ PRESETS: dict[tuple[str, str], SpectraPreset] = {
         ),
         gamma=1.0,
     ),
-    ("resnet1d", "paper"): SpectraPreset(
-        config={"members": 4, "blocks": 2},
-        options=_RESNET_OPTIONS,
-        network="resnet1d",
-        gamma=0.0,
-        balance=None,
-        smoothing=0.05,
-    ),
-    ("resnet1d", "compact"): SpectraPreset(
-        config={"members": 3},
-        options=_RESNET_OPTIONS,
-        network="resnet1d",
-        gamma=0.0,
-        balance=None,
-        smoothing=0.05,
-    ),
+    ("resnet1d", "paper"): replace(_RESNET, config={"members": 6, "blocks": 2}),
+    ("resnet1d", "compact"): _RESNET,
 }
 
 
@@ -160,6 +155,7 @@ class SpectraTask:
         if isinstance(network, ResNet1d):
             self._flux, self._unknown = _binned(network, data.flux), _binned(network, data.flux_unknown)
             self._log_step = network.config.log_step
+            self._train = self._train[np.isfinite(data.redshift[self._train])]
         # An object with many spectra must not outweigh one with a single one.
         _, inverse, counts = np.unique(data.group[self._train], return_inverse=True, return_counts=True)
         self._share = 1.0 / np.sqrt(counts[inverse])
@@ -178,21 +174,24 @@ class SpectraTask:
             unknown = rng.random(len(rows)) < augmentation.unknown
             unknown &= (self._unknown[rows] != 0).any(1)
             flux = np.where(unknown[:, None], self._unknown[rows], self._flux[rows])
-            yield {
-                "x": vary_spectra(flux, augmentation, rng, self._log_step),
-                "label": self.data.label[rows],
-            }
+            x, wrong = vary_spectra(flux, augmentation, rng, self._log_step)
+            yield {"x": x, "label": np.where(wrong, len(self.data.classes), self.data.label[rows])}
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """See `trainer.Task`; every member of an ensemble has its own."""
         x = batch["x"]
-        members = network.member_outputs(x)[0] if isinstance(network, ResNet1d) else [network(x[:, None])]
+        members = network.member_outputs(x)[0] if isinstance(network, ResNet1d) else network(x[:, None])[None]
+        if self.preset.augmentation.wrong:
+            # A further class, the wrong redshift, whose logit is 0: the others become odds against it.
+            members = F.pad(members, (0, 1))
         losses = [
             focal_loss(
                 logits.float(),
                 batch["label"],
                 gamma=self.preset.gamma,
-                alpha=self._alpha.to(logits.device),
+                alpha=F.pad(self._alpha, (0, logits.shape[1] - len(self._alpha)), value=1.0).to(
+                    logits.device
+                ),
                 label_smoothing=self.preset.smoothing,
             )
             for logits in members

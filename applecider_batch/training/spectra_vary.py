@@ -21,6 +21,10 @@ class SpectraAugmentation:
         Share of spectra shown as if the redshift were not known, at 0.
     redshift : float
         Standard deviation of an error of ln(1 + z).
+    wrong : float
+        Share of spectra shown at a wrong redshift and to be told as such.
+    wrong_by : tuple (float, float)
+        Least and largest error of ln(1 + z) of these, drawn evenly in the logarithm, of either sign.
     edge : float
         At most this share of the grid is blanked at each end.
     edge_share : float
@@ -38,6 +42,8 @@ class SpectraAugmentation:
 
     unknown: float = 0.2
     redshift: float = 0.004
+    wrong: float = 0.0
+    wrong_by: tuple[float, float] = (0.012, 0.25)
     edge: float = 0.25
     edge_share: float = 0.5
     noise: float = 0.4
@@ -48,7 +54,7 @@ class SpectraAugmentation:
 
 def vary_spectra(
     flux: np.ndarray, a: SpectraAugmentation, rng: np.random.Generator, log_step: float
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Varied spectra.
 
     Parameters
@@ -62,12 +68,17 @@ def vary_spectra(
 
     Returns
     -------
-    ndarray of float32, shape (b, n)
-        Zero mean and unit spread over what is shown, 0 elsewhere; what a shift moves in is not covered.
+    tuple of ndarray
+        float32 (b, n), zero mean and unit spread over what is shown, 0 elsewhere; what a shift moves in is
+        not covered. bool (b,), True where the redshift is wrong.
     """
     b, n = flux.shape
     out = np.zeros_like(flux)
-    for i, shift in enumerate(np.rint(rng.normal(0, a.redshift, b) / log_step).astype(int)):
+    wrong = np.asarray(rng.random(b) < a.wrong)
+    low, high = np.log(a.wrong_by)
+    error = rng.normal(0, a.redshift, b)
+    error += wrong * np.exp(rng.uniform(low, high, b)) * rng.choice((-1.0, 1.0), b)
+    for i, shift in enumerate(np.rint(error / log_step).astype(int)):
         to, where = (
             (slice(shift, n), slice(0, n - shift)) if shift >= 0 else (slice(0, shift), slice(-shift, n))
         )
@@ -85,7 +96,7 @@ def vary_spectra(
     out += ((rng.normal(0, a.tilt, (b, 3)) * np.array([1.0, 1.0, 0.7])) @ basis.T).astype(np.float32)
     noise = np.float32(a.noise) * rng.random((b, 1), np.float32) ** 2
     out += noise * rng.standard_normal((b, n), np.float32)
-    return standardised(out, shown)
+    return standardised(out, shown), wrong
 
 
 def _shown(covered: np.ndarray, a: SpectraAugmentation, rng: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from applecider_batch.features.inputs import Prepared, prepare_shard
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.features.quality import Quality
-from applecider_batch.features.spectra import coverage, preprocess_spectrum
+from applecider_batch.features.spectra import TRIAL_REDSHIFTS, coverage, preprocess_spectrum
 from tests.features.tables import JD0, alert, shard, spectrum
 
 PAPER = get_profile("paper")
@@ -99,17 +99,31 @@ def test_a_flattened_spectrum_is_left_out() -> None:
     assert rows[0]["quality_flags"] & Quality.SPECTRUM_FLATTENED
 
 
-@pytest.mark.parametrize(
-    ("redshift", "used", "source"),
-    [(0.05, 0.05, "test"), (None, 0.0, "none given, 0 assumed"), (999.0, 0.0, "none given, 0 assumed")],
-)
-def test_redshift_and_its_source(redshift: float | None, used: float, source: str) -> None:
-    prepared = prepare(spectrum("ZTFa", "s", JD0 + 1, redshift=redshift))
+def test_a_redshift_given_is_used() -> None:
+    prepared = prepare(spectrum("ZTFa", "s", JD0 + 1, redshift=0.05))
     row = rows_of(prepared)[0]
-    assert row["redshift_used"] == pytest.approx(used)
-    assert row["redshift_source"] == source
-    assert bool(row["quality_flags"] & Quality.REDSHIFT_ASSUMED) == (source != "test")
-    assert prepared.spectra.redshift.tolist() == pytest.approx([used])
+    assert row["redshift_used"] == pytest.approx(0.05)
+    assert row["redshift_source"] == "test"
+    assert not row["quality_flags"] & Quality.REDSHIFT_MARGINALISED
+    assert prepared.spectra.redshift.tolist() == pytest.approx([0.05])
+    assert prepared.spectra.offsets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("redshift", [None, 999.0])
+def test_without_a_redshift_a_spectrum_is_tried_at_several(redshift: float | None) -> None:
+    unknown = spectrum("ZTFb", "s", JD0 + 1, redshift=redshift)
+    prepared = prepare(spectrum("ZTFa", "t", JD0 + 1), unknown)
+    row = rows_of(prepared, "ZTFb")[0]
+    assert row["redshift_used"] is None
+    assert row["redshift_source"] == "none given, averaged over 0 to 0.2"
+    assert row["quality_flags"] & Quality.REDSHIFT_MARGINALISED
+    found = prepared.spectra
+    item = found.spec_id.index("s")
+    rows = range(found.offsets[item], found.offsets[item + 1])
+    np.testing.assert_allclose(found.redshift[rows], TRIAL_REDSHIFTS, rtol=1e-6)
+    wavelength, flux = np.array(unknown["wavelength"]), np.array(unknown["flux"])
+    for z, made in zip(TRIAL_REDSHIFTS, found.flux[rows], strict=True):
+        np.testing.assert_allclose(made, preprocess_spectrum(wavelength, flux, PAPER, z), atol=1e-5)
 
 
 def test_upstream_main_does_not_use_the_redshift() -> None:
