@@ -27,8 +27,8 @@ from applecider_batch.features.segments import expand_ranges, float_column, star
 
 REDSHIFT_RANGE = (-0.01, 10.0)
 #: Trial redshifts of a spectrum without one, evenly spaced in ln(1 + z).
-TRIAL_REDSHIFTS = np.expm1(np.linspace(0.0, np.log1p(0.2), 17))
-NO_REDSHIFT_SOURCE = "none given, averaged over 0 to 0.2"
+TRIAL_REDSHIFTS = np.expm1(np.linspace(0.0, np.log1p(0.3), 24))
+NO_REDSHIFT_SOURCE = "none given, averaged over 0 to 0.3"
 _MIN_POINTS = 2
 
 

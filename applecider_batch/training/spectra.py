@@ -23,7 +23,7 @@ from applecider_batch.storage import Store
 from applecider_batch.training.dataset import count_parts
 from applecider_batch.training.finish import finish, write_split
 from applecider_batch.training.labels import read_labels
-from applecider_batch.training.losses import class_balanced_weights, focal_loss, inverse_sqrt_weights
+from applecider_batch.training.losses import class_balanced_weights, focal_loss
 from applecider_batch.training.metrics import measures
 from applecider_batch.training.setup import asked_options, data_record
 from applecider_batch.training.spectra_data import SpectraSet, load_spectra, log_step
@@ -33,8 +33,6 @@ from applecider_batch.training.trainer import Batch, Trained, TrainerOptions, tr
 
 PROFILE = "paper"
 _PREDICT_BATCH = 64
-#: A class with fewer spectra weighs as one with so many: a handful must not rule the gradient.
-_FEWEST = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class SpectraPreset:
     gamma : float
         Of the focal loss; 0 is cross entropy.
     balance : float or None
-        beta of the class-balanced weights; None: 1 / sqrt(count).
+        beta of the class-balanced weights; None: all classes weigh the same.
     smoothing : float
         Of the labels.
     """
@@ -78,7 +76,7 @@ _RESNET = SpectraPreset(
         patience=40,
         clip=2.0,
     ),
-    augmentation=SpectraAugmentation(unknown=0.0, wrong=0.35),
+    augmentation=SpectraAugmentation(unknown=0.0, wrong=0.25),
     network="resnet1d",
     gamma=0.0,
     balance=None,
@@ -161,7 +159,7 @@ class SpectraTask:
         self._share = 1.0 / np.sqrt(counts[inverse])
         counted = torch.as_tensor(np.bincount(data.label[self._train], self._share, len(data.classes)))
         if preset.balance is None:
-            self._alpha = inverse_sqrt_weights(torch.where(counted > 0, counted.clamp(min=_FEWEST), 0.0))
+            self._alpha = torch.ones(len(counted))
         else:
             self._alpha = class_balanced_weights(counted.round(), preset.balance)
 

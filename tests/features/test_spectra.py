@@ -115,7 +115,7 @@ def test_without_a_redshift_a_spectrum_is_tried_at_several(redshift: float | Non
     prepared = prepare(spectrum("ZTFa", "t", JD0 + 1), unknown)
     row = rows_of(prepared, "ZTFb")[0]
     assert row["redshift_used"] is None
-    assert row["redshift_source"] == "none given, averaged over 0 to 0.2"
+    assert row["redshift_source"] == "none given, averaged over 0 to 0.3"
     assert row["quality_flags"] & Quality.REDSHIFT_MARGINALISED
     found = prepared.spectra
     item = found.spec_id.index("s")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.read import Archive
@@ -16,6 +18,7 @@ from applecider_batch.cli.main import run
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.training.labels import label_table
+from applecider_batch.training.spectra import SpectraTask, train_spectra
 from applecider_batch.training.spectra_data import at_resolution, load_spectra
 from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
 from applecider_batch.training.splits import SplitRule
@@ -77,6 +80,44 @@ def test_real_spectra_are_labelled_by_name_and_split_by_object(real: tuple[str, 
     assert len(sides) == len({g for g, _ in sides})
     known = np.isfinite(data.redshift) & (data.redshift > 0.01)
     assert (data.flux[known] != data.flux_unknown[known]).any(1).all()
+
+
+def test_resnet_interrupted_and_resumed_ends_with_the_same_weights(
+    real: tuple[str, str, pl.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(name: str) -> dict[str, Any]:
+        out, models = str(tmp_path / name), str(tmp_path / f"{name}-set")
+        return train_spectra(real[0], real[1], out, models, network="resnet1d", preset="compact", epochs=2)
+
+    undisturbed = train("whole")
+    evaluate = SpectraTask.evaluate
+
+    def cut_short(task: SpectraTask, network: Any) -> dict[str, float]:
+        if (tmp_path / "cut/checkpoint-train.pt").exists():
+            raise KeyboardInterrupt
+        return evaluate(task, network)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpectraTask, "evaluate", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            train("cut")
+    assert train("cut")["weights_sha256"] == undisturbed["weights_sha256"]
+    entry = ModelSet.load(tmp_path / "cut-set").defaults["spectra"]
+    assert entry.card.network == "resnet1d"
+    assert entry.build()(torch.zeros(1, 1, 4096)).shape == (1, 10)
+
+
+def test_a_wrong_redshift_is_shown_and_told() -> None:
+    flux = np.zeros((400, 512), np.float32)
+    flux[:, 100:400] = 1e-3
+    flux[:, 250] = 50.0
+    quiet = SpectraAugmentation(redshift=0, wrong=0.5, edge_share=0, noise=0, tilt=0, blur_share=0)
+    out, wrong = vary_spectra(flux, quiet, np.random.default_rng(0), 0.002)
+    assert 0.4 < wrong.mean() < 0.6
+    error = np.abs(out.argmax(1) - 250) * 0.002
+    assert (error[~wrong] == 0).all()
+    assert error[wrong].min() >= 0.01
+    assert error[wrong].max() <= 0.25
 
 
 def test_train_spectra(
