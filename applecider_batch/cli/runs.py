@@ -231,9 +231,13 @@ def classify(
 
 
 def finish(result: dict[str, Any], format: Format, run: str) -> None:
-    """Write classify's answer, warn about untrained weights, and choose the exit code."""
+    """Write classify's answer, warn about what the set lacks, and choose the exit code."""
     if not result.get("trained", True):
         say("Warning: the weights of this model set are untrained; the classes mean nothing.")
+    if result.get("anomaly_ref_id") is None:
+        say(
+            "The model set has no anomaly reference, so the rows have no anomaly scores (models fit-anomaly)."
+        )
     answer(result, format, next_command=f"applecider-batch catalog build {run} --out CATALOG")
     if result.get("shards_quarantined") or result.get("objects_in_error"):
         raise typer.Exit(EXIT_SET_ASIDE)

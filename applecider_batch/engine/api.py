@@ -143,7 +143,7 @@ def classify(
     dict
         ``run_id, run, state ("complete", "partial" or "incomplete"), shards, shards_committed,
         shards_quarantined, shards_remaining, objects, rows, objects_in_error, degraded_shards, trained,
-        seconds, objects_per_s``
+        anomaly_ref_id, seconds, objects_per_s``
 
     Raises
     ------

@@ -389,6 +389,7 @@ def summarise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
         "objects_in_error": sum(r["objects_in_error"] for r in records),
         "degraded_shards": sum(bool(r["degraded"]) for r in records),
         "trained": plan.trained,
+        "anomaly_ref_id": plan.anomaly_ref_id,
     }
 
 

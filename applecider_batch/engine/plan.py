@@ -90,6 +90,8 @@ class Plan:
         Where the inputs were found; not part of the identity.
     trained : bool
         Whether all networks in use are trained (follows from the model set).
+    anomaly_ref_id : str or None
+        Its anomaly reference; None: the rows will have no anomaly scores.
     """
 
     identity: dict[str, Any]
@@ -98,6 +100,7 @@ class Plan:
     snapshot_id: int
     models: str
     trained: bool
+    anomaly_ref_id: str | None = None
 
     @property
     def run_id(self) -> str:
@@ -125,6 +128,7 @@ class Plan:
             "snapshot_id": self.snapshot_id,
             "models": self.models,
             "trained": self.trained,
+            "anomaly_ref_id": self.anomaly_ref_id,
             "shards": [shard.to_json() for shard in self.shards],
         }
 
@@ -149,6 +153,7 @@ class Plan:
                 value["snapshot_id"],
                 value["models"],
                 value["trained"],
+                value.get("anomaly_ref_id"),
             )
             stated = value["run_id"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -275,7 +280,15 @@ def make_plan(
             "digest": json_digest([[str(s.hash_lo), str(s.hash_hi)] for s in shards]),
         },
     }
-    return Plan(identity, shards, archive_url, archive.snapshot.id, models, model_set.trained)
+    return Plan(
+        identity,
+        shards,
+        archive_url,
+        archive.snapshot.id,
+        models,
+        model_set.trained,
+        model_set.anomaly_ref_id,
+    )
 
 
 def _objects_of(archive: Any, cone: Region | None) -> tuple[np.ndarray, np.ndarray]:

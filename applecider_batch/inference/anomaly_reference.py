@@ -101,7 +101,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Reference objects of one comparison: ascending scores by name, ascending consensus."""
 
     name: str
@@ -139,7 +139,7 @@ class AnomalyReference:
     mask: np.ndarray
     predicted: np.ndarray
     document: dict[str, Any] = field(default_factory=dict)
-    _groups: dict[tuple[int, int, int], _Group | None] = field(default_factory=dict, repr=False)
+    _groups: dict[tuple[int, int, int], Group | None] = field(default_factory=dict, repr=False)
     _scales: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def judge(
@@ -182,14 +182,14 @@ class AnomalyReference:
         chosen = in_scope & (predicted >= 0) & (mask > 0)
         key = np.stack([column, mask, predicted], axis=1)[chosen]
         for h, bits, cls in np.unique(key, axis=0).tolist():
-            group = self._group(h, bits, cls)
+            group = self.group(h, bits, cls)
             if group is not None:
                 rows = np.flatnonzero(chosen & (column == h) & (mask == bits) & (predicted == cls))
                 self._compare(out, rows, group, h, values[rows], divergence[rows])
         return out
 
     def _compare(
-        self, out: Judgement, rows: np.ndarray, group: _Group, h: int, values: np.ndarray, jsd: np.ndarray
+        self, out: Judgement, rows: np.ndarray, group: Group, h: int, values: np.ndarray, jsd: np.ndarray
     ) -> None:
         combined, where = self._combine(values, h, group.bits)
         combined = np.column_stack([combined, jsd.astype(np.float32)])
@@ -244,7 +244,7 @@ class AnomalyReference:
         best = filled.max(axis=1)
         return np.where(np.isfinite(best), best, np.nan).astype(np.float32), filled.argmax(axis=1)
 
-    def _group(self, h: int, bits: int, cls: int) -> _Group | None:
+    def group(self, h: int, bits: int, cls: int) -> Group | None:
         """The reference objects for a row: the first rung of the ladder with enough, else the fullest."""
         key = (h, bits, cls)
         if key not in self._groups:
@@ -269,7 +269,7 @@ class AnomalyReference:
         same = mask == bits if exact else mask & bits == bits
         return np.flatnonzero(same & (predicted >= 0 if cls is None else predicted == cls))
 
-    def _make(self, h: int, bits: int, exact: bool, cls: int | None, members: np.ndarray) -> _Group:
+    def _make(self, h: int, bits: int, exact: bool, cls: int | None, members: np.ndarray) -> Group:
         combined = self._combine(self.values[members, h], h, bits)[0]
         # A divergence over other modalities than the row's own says nothing about the row's.
         jsd = self.divergence[members, h] if exact else np.full(len(members), np.nan, np.float32)
@@ -287,7 +287,7 @@ class AnomalyReference:
                 "full" if horizon is None else f"{horizon:g} d",
             ]
         )
-        return _Group(name, bits, len(members), scores, np.sort(_consensus(p)))
+        return Group(name, bits, len(members), scores, np.sort(_consensus(p)))
 
 
 def _pvalue(ascending: np.ndarray, score: np.ndarray) -> np.ndarray:

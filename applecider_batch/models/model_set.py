@@ -279,10 +279,15 @@ def update_files(
     anomaly: tuple[str, bytes] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ModelSet:
-    """Put a calibration document or an anomaly reference (file name, bytes) into a set; returns it."""
+    """Put a calibration document or an anomaly reference (file name, bytes) into a set; returns it.
+
+    Another calibration takes the anomaly reference out of use: it was fitted with the old one.
+    """
     store = find_set(path, storage_options)
     manifest = read_manifest(store)
-    reference = manifest.get("anomaly")
+    document = json_bytes(dict(calibration)) if calibration is not None else None
+    same = document is None or sha256(document) == manifest["calibration"]["sha256"]
+    reference = manifest.get("anomaly") if same else None
     if anomaly is not None:
         store.write_atomic(anomaly[0], anomaly[1])
         reference = {"file": anomaly[0], "sha256": sha256(anomaly[1])}
@@ -291,7 +296,7 @@ def update_files(
         name=manifest["name"],
         profile=manifest["profile"],
         entries=manifest["network"],
-        calibration=json_bytes(dict(calibration)) if calibration is not None else None,
+        calibration=document,
         anomaly=reference,
     )
     return ModelSet.load(store.url, storage_options=storage_options)

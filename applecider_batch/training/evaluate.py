@@ -23,7 +23,7 @@ from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.calibration import FUSED, Calibration, pattern_name
 from applecider_batch.inference.fusion import MODALITIES, fuse, log_softmax, mask_and_count
 from applecider_batch.inference.predictor import Predictor
-from applecider_batch.inference.shard import LocalPort, infer, stamp_reader
+from applecider_batch.inference.shard import LocalPort, ShardOutputs, infer, stamp_reader
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASSES
@@ -73,27 +73,34 @@ class Answers:
         return log_softmax(calibration.apply(FUSED, fused, flat_mask)).reshape(n, h, -1)
 
 
-def ask(model_set: ModelSet, dataset: Dataset, archive: Archive, *, device: str, threads: int) -> Answers:
+def run_networks(
+    model_set: ModelSet, dataset: Dataset, archive: Archive, *, device: str, threads: int
+) -> ShardOutputs:
     """Run the networks in use over all items of a data set."""
     profile = get_profile(model_set.profile)
     ports = {
         m: LocalPort(Predictor(entry, device=device, threads=threads))
         for m, entry in model_set.defaults.items()
     }
-    prepared = dataset.prepared
-    outputs = infer(
-        prepared,
-        stamp_reader(archive, prepared.image, profile),
+    return infer(
+        dataset.prepared,
+        stamp_reader(archive, dataset.prepared.image, profile),
         ports,
         batch_size=dict.fromkeys(MODALITIES, BATCH),
+        calibration=Calibration.from_document(model_set.calibration),
     )
+
+
+def answers_of(dataset: Dataset, outputs: ShardOutputs) -> Answers:
+    """What the networks' outputs say about a data set's objects."""
     logits, available = {}, []
     for modality in MODALITIES:
-        if modality not in ports:
+        if modality not in outputs.logits:
             available.append(np.zeros(dataset.row.shape, bool))
             continue
         items = dataset.items(modality)
-        found = np.concatenate([outputs.logits[modality], np.full((1, len(CLASSES)), np.nan)])  # -1: absent
+        own = outputs.logits[modality]
+        found = np.concatenate([own, np.full((1, own.shape[1]), np.nan)])  # -1: absent
         logits[modality] = found[items].astype(np.float64)
         available.append(np.isfinite(logits[modality]).all(-1))
     mask, _ = mask_and_count(np.stack(available, -1).reshape(-1, len(MODALITIES)))
@@ -121,7 +128,8 @@ def open_evaluation(
     dataset = load_dataset(
         opened, table, get_profile(model_set.profile), horizons=horizons, modalities=model_set.inputs
     ).split(split or SplitRule())
-    return model_set, dataset, ask(model_set, dataset, opened, device=device, threads=threads)
+    outputs = run_networks(model_set, dataset, opened, device=device, threads=threads)
+    return model_set, dataset, answers_of(dataset, outputs)
 
 
 def evaluate_models(

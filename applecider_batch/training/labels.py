@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from applecider_batch.errors import UserError
 from applecider_batch.storage import Store
-from applecider_batch.taxonomy import CLASSES, CLASSES10, to_class5, to_class10
+from applecider_batch.taxonomy import CLASSES, CLASSES10, OTHER, to_class5, to_class10
 
 CLASS_SETS: dict[str, tuple[str, ...]] = {"five": CLASSES, "ten": CLASSES10}
 OBJECT_COLUMNS = ("objectId", "object_id", "oid", "ztf_id", "object", "name")
@@ -83,7 +83,12 @@ class LabelTable:
 
 
 def read_labels(
-    url: str, *, class_set: str = "five", column: str | None = None, storage_options: Any = None
+    url: str,
+    *,
+    class_set: str = "five",
+    column: str | None = None,
+    others: bool = False,
+    storage_options: Any = None,
 ) -> LabelTable:
     """Read a label table.
 
@@ -94,6 +99,8 @@ def read_labels(
     class_set : {"five", "ten"}
     column : str, optional
         Column of the class; chosen as above if not given.
+    others : bool
+        Keep known types outside the class set too, as the last class, ``OTHER``.
     storage_options : mapping, optional
 
     Raises
@@ -101,16 +108,24 @@ def read_labels(
     UserError
         If the file cannot be read, a column is missing, or no row can be used.
     """
-    return label_table(_read(url, storage_options), class_set=class_set, column=column, name=url)
+    table = _read(url, storage_options)
+    return label_table(table, class_set=class_set, column=column, others=others, name=url)
 
 
 def label_table(
-    table: pa.Table, *, class_set: str = "five", column: str | None = None, name: str = "the table"
+    table: pa.Table,
+    *,
+    class_set: str = "five",
+    column: str | None = None,
+    others: bool = False,
+    name: str = "the table",
 ) -> LabelTable:
     """As :func:`read_labels`, from a table in memory."""
     if class_set not in CLASS_SETS:
         raise UserError(f"Unknown class set '{class_set}'; allowed are {', '.join(CLASS_SETS)}.")
     classes, to_class = CLASS_SETS[class_set], to_class5 if class_set == "five" else to_class10
+    if others:
+        classes = (*classes, OTHER)
     ids = _texts(table, _column(table, OBJECT_COLUMNS, "object", name))
     wanted = (column,) if column else CLASS_COLUMNS[class_set]
     types = _texts(table, _column(table, wanted, "class", name))

@@ -61,7 +61,7 @@ class Population:
                 dec=place[:, 1],
             )
             self._parts[rule] = dict(zip(owner, found.tolist(), strict=True))
-        return np.array([self._parts[rule][name] for name in group.tolist()], np.int8)
+        return np.array([self._parts[rule].get(name, -1) for name in group.tolist()], np.int8)
 
     @cached_property
     def _places(self) -> dict[str, tuple[float, float, float]]:

@@ -29,9 +29,13 @@ from applecider_batch.catalog.rows import assemble_rows
 from applecider_batch.digest import hash64, hash64_one
 from applecider_batch.engine.plan import Plan, cut_shards
 from applecider_batch.engine.shard_task import Rooms, TaskSpec
+from applecider_batch.inference.anomaly import fit_scorer
+from applecider_batch.inference.anomaly_file import fitted_with, to_bytes
+from applecider_batch.inference.anomaly_reference import AnomalyReference
 from applecider_batch.models.card import ModelCard
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
+from applecider_batch.taxonomy import CLASSES
 
 HORIZONS: tuple[float | None, ...] = (3.0, None)
 SIZE = 5
@@ -205,14 +209,15 @@ class FakeEntry:
 
 
 def load_models(models: str, storage_options: Any = None) -> Any:
-    """``tiny`` has photometry and image networks, ``slim`` photometry alone, ``broken`` cannot be loaded."""
+    """``tiny`` has photometry and image networks, ``scored`` an anomaly reference too, ``slim`` photometry
+    alone, ``broken`` cannot be loaded."""
     if models == "broken":
         raise RuntimeError("no such file on this node")
     defaults = {
         "photometry": FakeEntry("photometry", ()),
         **({} if models == "slim" else {"image": FakeEntry("image", ("a", "b"))}),
     }
-    return SimpleNamespace(
+    made = SimpleNamespace(
         digest=f"digest-{models}",
         profile="fake",
         trained=False,
@@ -223,6 +228,31 @@ def load_models(models: str, storage_options: Any = None) -> Any:
         training_ids=lambda: (frozenset(), False),
         defaults=defaults,
         inputs=set(defaults),
+    )
+    if models == "scored":
+        made.anomaly_ref_id, made.anomaly_bytes = "ref-0", lambda: reference_bytes(made)
+    return made
+
+
+def reference_bytes(model_set: Any) -> bytes:
+    """An anomaly reference of random latents and scores, the same in every process."""
+    rng = np.random.default_rng(5)
+    n, h = 300, len(HORIZONS)
+    scorers = {}
+    for modality, width in (("photometry", 8), ("image", 4)):
+        latent = np.tanh(rng.normal(size=(120, width))).astype(np.float32)
+        scorers[modality] = fit_scorer(latent, np.repeat(CLASSES[:2], 60), seed=0)
+    return to_bytes(
+        AnomalyReference(
+            {name: scorer for name, scorer in scorers.items() if scorer is not None},
+            HORIZONS,
+            CLASSES,
+            rng.normal(0.5, 1, (n, h, 3, 4)).astype(np.float32),
+            rng.random((n, h)).astype(np.float32),
+            np.full((n, h), 3, np.int16),
+            rng.integers(0, 2, (n, h)).astype(np.int16),
+            {"fitted_with": fitted_with(model_set)},
+        )
     )
 
 

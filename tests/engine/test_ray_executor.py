@@ -54,10 +54,12 @@ def rows(run: Path) -> pa.Table:
 def test_the_same_rows_as_the_serial_executor(
     ray_session: Any, archive: str, tmp_path: Path, workers: int
 ) -> None:
-    drive("serial", archive, str(tmp_path / "serial"))
-    result = drive("ray", archive, str(tmp_path / "ray"), workers)
+    drive("serial", archive, str(tmp_path / "serial"), models="scored")
+    result = drive("ray", archive, str(tmp_path / "ray"), workers, models="scored")
     assert (result["state"], result["rows"]) == ("complete", 80)
     assert rows(tmp_path / "ray") == rows(tmp_path / "serial")
+    for column in ("anomaly_mcif", "anomaly_pvalue", "anomaly_ref_group"):
+        assert rows(tmp_path / "ray").column(column).null_count == 0
 
 
 def test_an_object_that_kills_its_worker_is_found_and_the_others_are_done(
