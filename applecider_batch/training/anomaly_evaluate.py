@@ -22,22 +22,22 @@ from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.anomaly import ITEM_SCORES
 from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.inference.anomaly_reference import AnomalyReference
-from applecider_batch.inference.batches import cut_by_length, pad_sequences
+from applecider_batch.inference.batches import cut_by_length
 from applecider_batch.inference.forest import fit_forest
 from applecider_batch.inference.shard import ShardOutputs
 from applecider_batch.models import build_network
-from applecider_batch.models.card import ModelCard
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.storage import Store
-from applecider_batch.taxonomy import OTHER
+from applecider_batch.taxonomy import CLASSES, OTHER
 from applecider_batch.training.anomaly import ScoredObjects, fit_reference, scored_objects
 from applecider_batch.training.anomaly_rates import flag_rates
-from applecider_batch.training.curve_features import curve_features
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
 from applecider_batch.training.evaluate import horizon_name, run_networks
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import average_precision, bootstrap, roc_auc
 from applecider_batch.training.photometry import PRESETS, PROFILE, PhotometryPreset, fit_photometry
+from applecider_batch.training.photometry_task import Curves
+from applecider_batch.training.probe import summary_numbers
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import Trained
 
@@ -76,36 +76,31 @@ def detection_measures(anomaly: np.ndarray, score: np.ndarray) -> dict[str, floa
 
 
 def without(dataset: Dataset, left_out: str) -> Dataset:
-    """The data set as if a class (and OTHER) were not known: its objects are in no part."""
-    kept = tuple(c for c in dataset.classes if c not in (left_out, OTHER))
-    number = {c: i for i, c in enumerate(kept)}
-    label = np.array([number.get(c, -1) for c in dataset.classes])[dataset.label]
-    return replace(dataset, classes=kept, label=label, part=np.where(label < 0, -1, dataset.part))
+    """The data set of the five classes with no object of one of them in any part."""
+    other = dataset.classes.index(OTHER)
+    gone = (dataset.label == dataset.classes.index(left_out)) | (dataset.label == other)
+    label = np.where(dataset.label == other, -1, dataset.label)
+    return replace(dataset, classes=CLASSES, label=label, part=np.where(gone, -1, dataset.part))
 
 
-def curve_outputs(
-    trained: Trained, card: ModelCard, dataset: Dataset, preset: PhotometryPreset
-) -> ShardOutputs:
-    """All light curves of a data set through a network of any number of classes."""
+def curve_outputs(trained: Trained, curves: Curves, preset: PhotometryPreset) -> ShardOutputs:
+    """All light curves of a data set through a trained network."""
     import torch
 
-    n_classes = len(dataset.classes)
-    network = build_network(PROFILE, preset.network, **preset.config, n_classes=n_classes).eval()
+    network = build_network(PROFILE, preset.network, **preset.config, n_classes=len(CLASSES)).eval()
     network.load_state_dict(trained.state)
-    inputs = dataset.prepared.photometry
-    count = len(inputs.offsets) - 1
-    logits, energy = np.full((count, n_classes), np.nan, np.float32), np.full(count, np.nan, np.float32)
+    ragged = curves.curves
+    count = len(ragged.offsets) - 1
+    logits = np.full((count, len(CLASSES)), np.nan, np.float32)
     latent = np.empty((count, 0), np.float32)
     with torch.inference_mode():
-        for length, items in cut_by_length(np.diff(inputs.offsets), _BATCH):
-            batch = pad_sequences(inputs.values, inputs.offsets, items, length)
-            x = card.standardise_photometry(batch["x"])
-            x[~batch["mask"]] = 0.0
-            out, hidden = network.forward_with_latent(torch.as_tensor(x), torch.as_tensor(batch["mask"]))
+        for length, items in cut_by_length(ragged.lengths(np.arange(count)), _BATCH):
+            batch = curves.batch(ragged, items, length)
+            out, hidden = network.forward_with_latent(*(torch.as_tensor(v) for v in batch.values()))
             if not latent.shape[1]:
                 latent = np.full((count, hidden.shape[1]), np.nan, np.float32)
             logits[items], latent[items] = out.numpy(), hidden.numpy()
-            energy[items] = -torch.logsumexp(out, dim=1).numpy()
+    energy = -np.logaddexp.reduce(logits, axis=1)
     return ShardOutputs({"photometry": logits}, {"photometry": latent}, {"photometry": energy})
 
 
@@ -178,16 +173,16 @@ def evaluate_anomaly(
         "set_flags": _set_flags(model_set, dataset, opened, device, threads),
         "flags": [],
     }
-    features = _features(dataset)
+    inputs = dataset.prepared.photometry
+    features = summary_numbers(inputs, np.arange(len(inputs.offsets) - 1))
     for name in chosen:
         runs = []
         for seed in range(seeds):
             known = without(dataset, name)
             where = store.join(f"trainings/{name.replace(' ', '_')}-{seed}")
             chosen_preset = replace(preset, options=replace(preset.options, seed=seed))
-            trained, card = fit_photometry(known, where, chosen_preset, progress=progress)
-            outputs = curve_outputs(trained, card, known, preset)
-            scored = scored_objects(known, outputs)
+            trained, curves = fit_photometry(known, where, chosen_preset, progress=progress)
+            scored = scored_objects(known, curve_outputs(trained, curves, preset))
             reference = fit_reference(scored, seed=seed)
             runs.append(_scores(scored, reference, seed, features))
             if name == OTHER:
@@ -208,16 +203,6 @@ def _set_flags(
     known = without(dataset, OTHER)
     outputs = run_networks(model_set, known, archive, device=device, threads=threads)
     return flag_rates(scored_objects(known, outputs), reference, known.members("test"))
-
-
-def _features(dataset: Dataset) -> np.ndarray:
-    """Simple numbers of every light curve, NaN where undefined; float64 (n_items, F)."""
-    inputs, items = dataset.prepared.photometry, dataset.items("photometry")
-    used = np.unique(items[items >= 0])
-    found = curve_features(inputs.values, inputs.offsets, used)[0]
-    out = np.full((len(inputs.offsets) - 1, found.shape[1]), np.nan)
-    out[used] = found
-    return out
 
 
 def _scores(
