@@ -33,7 +33,7 @@ class SlowPort:
 
 @pytest.fixture
 def prepared() -> fakes.Prepared:
-    return fakes.prepare(fakes.FakeShard(fakes.names(23)), fakes.HORIZONS, "fake", 0.0, set())
+    return fakes.prepare(fakes.FakeShard(fakes.names(23)), fakes.HORIZONS, "fake", 0.0, set(), {}, {})
 
 
 def ports(make: Callable[[Any], Any] = LocalPort) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_damaged_stamps_are_absent_not_failed(prepared: fakes.Prepared) -> None:
 
 
 def test_a_shard_without_items() -> None:
-    empty = fakes.prepare(fakes.FakeShard([]), fakes.HORIZONS, "fake", 0.0, set())
+    empty = fakes.prepare(fakes.FakeShard([]), fakes.HORIZONS, "fake", 0.0, set(), {}, {})
     outputs = infer(empty, candid_cutouts, ports(), batch_size=SIZES)
     assert outputs.logits["photometry"].shape == (0, 5)
     assert outputs.latents["image"].shape == (0, 0)
