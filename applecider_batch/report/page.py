@@ -16,6 +16,7 @@ import numpy as np
 from applecider_batch.catalog.store import RUN_FILE, open_catalog
 from applecider_batch.catalog.summary import FUNNEL_STEPS
 from applecider_batch.features.quality import describe
+from applecider_batch.inference.anomaly_reference import describe as describe_reason
 from applecider_batch.inference.calibration import pattern_name
 from applecider_batch.inference.fusion import MODALITIES, MODALITY_BITS
 from applecider_batch.report.candidates import Candidate, add_observations, select
@@ -266,6 +267,7 @@ def _card(candidate: Candidate, simulated: bool, has_archive: bool) -> dict[str,
         "strip": [_strip(r) for r in candidate.horizons],
         "available": [_MODALITY_WORDS[m] for m in MODALITIES if row["modality_mask"] & MODALITY_BITS[m]],
         "flags": describe(row["quality_flags"] or 0),
+        "reasons": describe_reason(row["anomaly_reason"] or 0),
         "links": [] if simulated else links(name, row["ra"], row["dec"]),
         "facts": _facts(row),
         "no_archive": not has_archive,
@@ -301,10 +303,20 @@ def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("image packet", f"{row['candid_image'] or '–'}, {_number(row['image_age_days'], 1)} d old"),
         ("redshift", "–" if redshift is None else f"{redshift:.4f} ({row['redshift_source']})"),
         ("entropy / JSD", f"{_number(row['entropy'])} / {_number(row['modality_jsd'])}"),
+        ("anomaly", _anomaly(row)),
         ("known status", row["known_status"] or "–"),
         ("gate", f"{row['gate']} ({row['gate_reason'] or '–'})"),
     ]
     return pairs
+
+
+def _anomaly(row: Mapping[str, Any]) -> str:
+    """p-value, what it was compared with, and the flag; a dash without a comparison."""
+    if row["anomaly_pvalue"] is None:
+        return "–"
+    flag = ("not flagged", "flagged at 1 %", "flagged at 0.1 %")[row["anomaly_flag"]]
+    compared = f"{row['anomaly_n_ref']} known: {row['anomaly_ref_group']}"
+    return f"p {_number(row['anomaly_pvalue'], 4)}, {flag} ({compared})"
 
 
 def links(name: str, ra: float | None, dec: float | None) -> list[tuple[str, str]]:

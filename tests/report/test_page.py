@@ -17,6 +17,7 @@ from applecider_batch.archive.read import Archive
 from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.read import read_table
 from applecider_batch.errors import UserError
+from applecider_batch.inference.anomaly_reference import DESCRIPTIONS, Reason
 from applecider_batch.report.page import links, reference_horizon, write_report
 from applecider_batch.taxonomy import CLASSES
 from tests.catalog.synthetic import commit_table, make_rows, object_names, write_run
@@ -116,6 +117,31 @@ def test_trained_real_catalogue_has_no_banner(tmp_path: Path) -> None:
         or names[0] not in text
     )
     assert "No archive was given" in text
+
+
+def test_anomaly_flags_and_reasons_show(tmp_path: Path) -> None:
+    names = object_names(12)
+    run = write_run(tmp_path / "run", names, shards=1)
+    table = make_rows(names)
+    said = {
+        "anomaly_pvalue": 0.0042,
+        "anomaly_flag": 1,
+        "anomaly_reason": int(Reason.KNN | Reason.IMAGE),
+        "anomaly_n_ref": 4711,
+        "anomaly_ref_group": "SN II, photometry+image, 30 d",
+    }
+    for name, value in said.items():
+        column = table.schema.field(name)
+        filled = pa.repeat(pa.scalar(value, column.type), len(table))
+        table = table.set_column(table.schema.get_field_index(name), column, filled)
+    commit_table(run, 0, table)
+    build_catalog(str(run), str(tmp_path / "cat"))
+    write_report(str(tmp_path / "cat"), None, tmp_path / "r.html")
+    text = _read(tmp_path / "r.html")[1]
+    assert "p 0.0042, flagged at 1 % (4711 known: SN II, photometry+image, 30 d)" in text
+    for bit in (Reason.KNN, Reason.IMAGE):
+        assert DESCRIPTIONS[bit] in text
+    assert DESCRIPTIONS[Reason.JSD] not in text
 
 
 def test_partial_catalogue_says_so(tmp_path: Path) -> None:
