@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: demo test lint bench clean install
+.PHONY: demo test lint bench docs clean install
 
 install: $(STAMP)
 
@@ -29,5 +29,8 @@ lint: $(STAMP)
 bench: $(STAMP)  ## what can be measured without any data of one's own
 	$(BIN)/python -m benchmarks
 
+docs: $(STAMP)  ## the documentation as a site in site/, to be read without a network
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo build dist site
