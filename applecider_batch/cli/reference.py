@@ -14,7 +14,8 @@ from applecider_batch.cli.main import app, run
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The words of every command, in the order of the help."""
-    for name, command in (group or typer.main.get_command(app)).commands.items():
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
         below = (*path, name)
         if hasattr(command, "commands"):
             yield from commands(command, below)
