@@ -33,15 +33,22 @@ def init(
     folder: SetArgument,
     profile: Annotated[ProfileName, typer.Option(help="Profile of the networks.")] = ProfileName.paper,
     seed: Annotated[int, typer.Option(help="Seed of the weights; equal seeds give equal bytes.")] = 0,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network",
+            help="A further network beside the main ones, not in use; repeatable (informer, spectra_image).",
+        ),
+    ] = None,
     format: FormatOption = Format.human,
 ) -> None:
     """Write a seeded model set with UNTRAINED weights: it proves the machinery, not the classes.
 
-    Example: applecider-batch models init MODELS
+    Example: applecider-batch models init MODELS --network informer
     """
     from applecider_batch.models.model_set import init_model_set
 
-    model_set = init_model_set(folder, profile=profile.value, seed=seed)
+    model_set = init_model_set(folder, profile=profile.value, seed=seed, networks=tuple(network or ()))
     say("Warning: these weights are untrained; every catalogue row made with them says trained = false.")
     answer(
         model_set.summary(),

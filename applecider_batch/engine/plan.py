@@ -213,10 +213,8 @@ def open_inputs(
     """The archive and the model set, both checked; UserError where one is refused."""
     from applecider_batch.archive.read import Archive
     from applecider_batch.models.model_set import ModelSet
-    from applecider_batch.models.use import check_fed
 
     model_set = ModelSet.load(models, storage_options=storage_options, check_weights=False)
-    check_fed(model_set)
     return Archive.open(archive_url, storage_options, snapshot), model_set
 
 

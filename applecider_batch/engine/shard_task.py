@@ -285,6 +285,7 @@ class ShardTask:
             dtype=identity["dtype"],
             calibration=self._calibration,
             reference=self._reference,
+            picture_size=self.model_set.picture_size,
         )
 
     def _row_identity(self, shard: Shard) -> dict[str, Any]:

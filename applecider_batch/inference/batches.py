@@ -9,7 +9,7 @@ Batches are dictionaries of arrays as they travel to a predictor:
 - photometry: ``x`` float32 (b, L, 7) raw, 0 where padded; ``mask`` bool (b, L), True = real event; where the
   network reads them ``summary`` float32 (b, F), NaN where a number is not defined
 - image: ``image`` float32 or float16 (b, C, S, S); ``metadata`` float32 (b, F)
-- spectra: ``x`` float32 or float16 (b, 1, N)
+- spectra: ``x`` float32 or float16 (b, 1, N), or pictures of them, uint8 (b, 3, S, S)
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from applecider_batch.features.spectra_raster import render_spectra
 
 Batch = dict[str, np.ndarray]
 
@@ -98,3 +100,16 @@ def pad_sequences(values: np.ndarray, offsets: np.ndarray, items: np.ndarray, le
     x = np.zeros((len(items), length, values.shape[1]), np.float32)
     x[mask] = values[source[mask]]
     return {"x": x, "mask": mask}
+
+
+def spectra_input(flux: np.ndarray, picture_size: int | None) -> np.ndarray:
+    """What a network of spectra reads: the flux (b, 1, N), or pictures of it, uint8 (b, 3, S, S).
+
+    Parameters
+    ----------
+    flux : ndarray, float32, shape (b, N)
+        On the profile's grid, as `features.spectra.preprocess_spectrum` makes it.
+    picture_size : int or None
+        Side S of the pictures that the network reads; None: it reads the flux.
+    """
+    return flux[:, None] if picture_size is None else render_spectra(flux, size=picture_size)

@@ -17,7 +17,14 @@ import pyarrow as pa
 
 from applecider_batch.features.cutouts import make_cutouts
 from applecider_batch.inference.anomaly_reference import AnomalyReference
-from applecider_batch.inference.batches import Batch, cut, cut_by_length, pad_sequences, wire_dtype
+from applecider_batch.inference.batches import (
+    Batch,
+    cut,
+    cut_by_length,
+    pad_sequences,
+    spectra_input,
+    wire_dtype,
+)
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.marginal import marginalise
@@ -105,6 +112,7 @@ def infer(
     in_flight: int = IN_FLIGHT,
     calibration: Calibration | None = None,
     reference: AnomalyReference | None = None,
+    picture_size: int | None = None,
 ) -> ShardOutputs:
     """Run all items of a shard through the networks of their modality.
 
@@ -123,6 +131,8 @@ def infer(
     calibration : Calibration, optional
     reference : AnomalyReference, optional
         Both are handed on with the outputs.
+    picture_size : int, optional
+        Pixels a side of the pictures that the network of spectra reads; None: it reads their flux.
 
     Returns
     -------
@@ -132,7 +142,9 @@ def infer(
     lanes = []
     for modality in MODALITIES:
         if modality in ports:
-            count, batches = _batches(modality, prepared, cutouts, batch_size[modality], dtype)
+            count, batches = _batches(
+                modality, prepared, cutouts, batch_size[modality], wire_dtype(dtype), picture_size
+            )
             lanes.append(_Lane(modality, count, batches, ports[modality], in_flight))
     # Round robin: every modality keeps its own actors busy while the next batch of another one is prepared.
     busy = list(lanes)
@@ -206,20 +218,21 @@ class _Lane:
 
 
 def _batches(
-    modality: str, prepared: Any, cutouts: CutoutReader, batch_size: int, dtype: str
+    modality: str,
+    prepared: Any,
+    cutouts: CutoutReader,
+    batch_size: int,
+    wire: np.dtype,
+    picture_size: int | None,
 ) -> tuple[int, Iterator[tuple[np.ndarray, Batch]]]:
     """Number of items and the iterator of (item numbers, batch)."""
-    wire = wire_dtype(dtype)
     if modality == "photometry":
         offsets = np.asarray(prepared.photometry.offsets)
         return len(offsets) - 1, _photometry(prepared.photometry, offsets, batch_size)
     if modality == "image":
         return len(prepared.image.candid), _images(prepared.image, cutouts, batch_size, wire)
     flux = prepared.spectra.flux
-    return len(flux), (
-        (items, {"x": flux[items].reshape(len(items), 1, -1).astype(wire)})
-        for items in cut(len(flux), batch_size)
-    )
+    return len(flux), _spectra(flux, batch_size, wire, picture_size)
 
 
 def _photometry(photometry: Any, offsets: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -229,6 +242,15 @@ def _photometry(photometry: Any, offsets: np.ndarray, batch_size: int) -> Iterat
         if summary is not None:
             batch["summary"] = summary.values[items]
         yield items, batch
+
+
+def _spectra(
+    flux: np.ndarray, batch_size: int, wire: np.dtype, picture_size: int | None
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Spectra on the profile's grid, or their pictures: these are drawn when their batch is due."""
+    for items in cut(len(flux), batch_size):
+        x = spectra_input(flux[items], picture_size)
+        yield items, {"x": x.astype(wire) if picture_size is None else x}
 
 
 def _images(

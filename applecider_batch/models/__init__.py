@@ -33,12 +33,16 @@ CLASSIFYING = ("photometry", "image", "spectra", "fusion")
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Where and with what a network is built; ``fixed``: what the profile decides, callers may change it."""
+    """Where and with what a network is built; ``fixed``: what the profile decides, callers may change it.
+
+    ``reads_pictures``: it wants spectra drawn by `features.spectra_raster`, not their flux.
+    """
 
     modality: str
     module: str
     builder: str = "build"
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    reads_pictures: bool = False
 
 
 _BOTH_HEADS = {"classifier": "fc+head"}
@@ -54,7 +58,7 @@ _NETWORKS: dict[tuple[str, str], NetworkSpec] = {
     ("paper", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),
     ("paper", "spectranet"): NetworkSpec("spectra", "spectranet", "build_paper"),
     ("paper", "resnet1d"): NetworkSpec("spectra", "resnet1d"),
-    ("paper", "spectra_image"): NetworkSpec("spectra", "spectra_image"),
+    ("paper", "spectra_image"): NetworkSpec("spectra", "spectra_image", reads_pictures=True),
     ("upstream-main", "cls_transformer"): NetworkSpec("photometry", "photometry", fixed=_BOTH_HEADS),
     ("upstream-main", "cls_transformer_mpt"): _MPT,
     ("upstream-main", "baseline_cls"): NetworkSpec("photometry", "photometry", fixed=_HEAD),

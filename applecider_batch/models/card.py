@@ -17,6 +17,8 @@ import numpy as np
 
 from applecider_batch.errors import UserError
 from applecider_batch.features.curve_summary import SUMMARY_NAMES
+from applecider_batch.features.spectra_raster import PICTURE_SIZE
+from applecider_batch.models import network_spec
 from applecider_batch.schema import schemas_folder
 from applecider_batch.taxonomy import CLASSES, to_class5
 
@@ -88,7 +90,8 @@ class ModelCard:
     class_map : tuple of tuples, (5, C)
         1 where an output counts for one of `taxonomy.CLASSES`; a column of zeros is a class outside them.
     feature_names : tuple of str
-        Columns of the input in order (photometry channels, metadata); empty for spectra.
+        Columns of the input in order (photometry channels, metadata, channels of a picture); empty for
+        spectra on a grid.
     normalisation : dict
         ``photometry``: :class:`Statistics` of the first four channels; ``summary``: of the summary numbers
         of light curves, there only where the network reads them; ``metadata``: of the metadata, or None where
@@ -175,6 +178,13 @@ class ModelCard:
             std = np.array(statistics.std, dtype=np.float32)
             out[..., :N_STANDARDISED] = (out[..., :N_STANDARDISED] - mean) / (std + np.float32(STD_EPSILON))
         return out
+
+    @property
+    def picture_size(self) -> int | None:
+        """Pixels a side of the pictures of spectra that the network reads; None: it reads none."""
+        if self.modality != "spectra" or not network_spec(self.profile, self.network).reads_pictures:
+            return None
+        return int(self.config.get("image_size", PICTURE_SIZE))
 
     @property
     def reads_summary(self) -> bool:

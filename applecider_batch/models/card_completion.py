@@ -27,7 +27,8 @@ from typing import Any
 
 from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import UPSTREAM_METADATA, get_profile
-from applecider_batch.models import CLASSIFYING, network_spec
+from applecider_batch.features.spectra_raster import CHANNELS
+from applecider_batch.models import CLASSIFYING, NetworkSpec, network_spec
 from applecider_batch.models.card import (
     PHOTOMETRY_CHANNELS,
     ModelCard,
@@ -150,7 +151,7 @@ def complete_card(
         raise UserError(
             f"The network '{network}' ({spec.modality}) does not classify; its card needs no class_order."
         )
-    features, from_profile = _features(document, spec.modality, profile, config, statistics)
+    features, from_profile = _features(document, spec, profile, config, statistics)
     missing_value = get_profile(profile).missing_value
     if document.get("missing_value", missing_value) != missing_value:
         raise UserError(
@@ -207,9 +208,16 @@ def _class_map(classes: Sequence[str], given: Any) -> tuple[tuple[float, ...], .
     return matrix
 
 
+def _fixed_channels(spec: NetworkSpec) -> tuple[str, tuple[str, ...]] | None:
+    """What the input's channels are called, and their names, where no profile or card can change them."""
+    if spec.modality in ("photometry", "pretraining"):
+        return "photometry", PHOTOMETRY_CHANNELS
+    return ("picture", CHANNELS) if spec.reads_pictures else None
+
+
 def _features(
     document: Mapping[str, Any],
-    modality: str,
+    spec: NetworkSpec,
     profile: str,
     config: dict[str, Any],
     statistics: dict[str, Statistics | None],
@@ -221,13 +229,15 @@ def _features(
     pointed at those features. ``config`` and ``statistics`` are brought into the profile's order in place.
     """
     given = tuple(str(n) for n in document.get("feature_names", ()))
-    if modality in ("photometry", "pretraining"):
-        if given and given != PHOTOMETRY_CHANNELS:
+    modality = spec.modality
+    if fixed := _fixed_channels(spec):
+        what, channels = fixed
+        if given and given != channels:
             raise UserError(
-                f"The photometry channels are {', '.join(PHOTOMETRY_CHANNELS)}, in this order; the card says"
+                f"The {what} channels are {', '.join(channels)}, in this order; the card says"
                 f" {', '.join(given)}."
             )
-        return PHOTOMETRY_CHANNELS, [] if given else ["feature_names"]
+        return channels, [] if given else ["feature_names"]
     if modality not in ("image", "fusion"):
         return (), []
     provided = get_profile(profile).metadata_names

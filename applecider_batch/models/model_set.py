@@ -136,6 +136,11 @@ class ModelSet:
         return {*self.defaults, *extra}
 
     @property
+    def picture_size(self) -> int | None:
+        """Of the network of spectra in use, see :attr:`models.card.ModelCard.picture_size`."""
+        return self.defaults["spectra"].card.picture_size if "spectra" in self.defaults else None
+
+    @property
     def trained(self) -> bool:
         """Whether all networks in use are trained."""
         used = self.defaults.values()

@@ -11,6 +11,7 @@ import numpy as np
 from applecider_batch.errors import UserError
 from applecider_batch.features.curve_summary import SUMMARY_NAMES
 from applecider_batch.features.profiles import get_profile
+from applecider_batch.features.spectra_raster import CHANNELS
 from applecider_batch.models import build_network, network_spec
 from applecider_batch.models.card import PHOTOMETRY_CHANNELS, ModelCard, Statistics
 from applecider_batch.models.manifest import IDENTITY_CALIBRATION, MANIFEST, save_set, write_network
@@ -77,7 +78,8 @@ def untrained_card(
     profile: str, network: str, *, name: str | None = None, config: Mapping[str, Any] | None = None
 ) -> ModelCard:
     """The card of a network with random weights; its statistics are nominal scales and say so."""
-    modality = network_spec(profile, network).modality
+    spec = network_spec(profile, network)
+    modality = spec.modality
     cfg = dict(config or {})
     classes: tuple[str, ...] = CLASSES
     features: tuple[str, ...] = ()
@@ -90,10 +92,10 @@ def untrained_card(
         features = tuple(cfg.get("feature_names", get_profile(profile).metadata_names))
         normalisation = {"metadata": _nominal(features) if profile == "paper" else None}
     elif modality == "spectra":
-        five = network != "spectranet"
-        classes = CLASSES if five else SPECTRA_CLASSES
-        if not five:
+        if network != "spectranet_tripool":
             cfg.setdefault("n_classes", len(SPECTRA_CLASSES))
+        classes = SPECTRA_CLASSES if cfg.get("n_classes") == len(SPECTRA_CLASSES) else CLASSES
+        features = CHANNELS if spec.reads_pictures else ()
     else:
         raise UserError(
             f"The network '{network}' of '{profile}' ({modality}) is not one to begin a model set with."

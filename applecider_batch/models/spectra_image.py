@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from applecider_batch.errors import UserError
+from applecider_batch.features.spectra_raster import PICTURE_SIZE
 from applecider_batch.models.convnext import ConvNeXt, ConvNeXtConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -22,7 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class SpectraImageConfig:
     """Shape of the rendered-spectrum network (ConvNeXt-Tiny by default)."""
 
-    image_size: int = 288
+    image_size: int = PICTURE_SIZE
     n_classes: int = 9
     depths: tuple[int, ...] = (3, 3, 9, 3)
     dims: tuple[int, ...] = (96, 192, 384, 768)

@@ -11,29 +11,6 @@ from applecider_batch.models.manifest import IDENTITY_CALIBRATION, read_manifest
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.storage import json_bytes
 
-#: Networks that can be built, imported and trained with, and that a run does not feed yet.
-NOT_FED: frozenset[str] = frozenset({"spectra_image"})
-
-
-def check_fed(model_set: ModelSet) -> None:
-    """Refuse a set whose networks in use want inputs that a run does not make.
-
-    Raises
-    ------
-    UserError
-        If one in use reads pictures of spectra.
-    """
-    for entry in model_set.defaults.values():
-        if entry.card.network in NOT_FED:
-            raise _not_fed(entry.name, entry.card.network)
-
-
-def _not_fed(name: str, network: str) -> UserError:
-    return UserError(
-        f"The network '{name}' ({network}) reads pictures of spectra, which a run does not make yet.",
-        hint="Put another network of spectra into use: applecider-batch models use SET NETWORK",
-    )
-
 
 def use_network(
     path: str | Path, name: str, *, storage_options: Mapping[str, Any] | None = None
@@ -76,8 +53,6 @@ def use_network(
             " so it cannot be in use.",
             hint=f"See 'applecider-batch models info {path}'.",
         )
-    if entry.card.network in NOT_FED:
-        raise _not_fed(name, entry.card.network)
     if changed := not entry.default:
         manifest = read_manifest(model_set.store)
         save_set(

@@ -88,6 +88,7 @@ def run_networks(
         ports,
         batch_size=dict.fromkeys(MODALITIES, BATCH),
         calibration=Calibration.from_document(model_set.calibration),
+        picture_size=model_set.picture_size,
     )
 
 

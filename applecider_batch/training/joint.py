@@ -15,7 +15,6 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import Profile, get_profile
 from applecider_batch.models.importing import put_network
 from applecider_batch.models.model_set import ModelSet, NetworkEntry
-from applecider_batch.models.use import check_fed
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import Dataset, load_dataset
 from applecider_batch.training.finish import training_data_text, training_ids, write_split
@@ -170,7 +169,6 @@ def train_joint(
         choose_preset(PRESETS, preset), epochs=epochs, seed=seed, device=device, threads=threads
     )
     rule, store, model_set = split or SplitRule(), Store(out), ModelSet.load(models)
-    check_fed(model_set)
     entries = model_set.defaults
     if not 1 <= min_modalities <= len(entries) or len(entries) < 2:
         raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from applecider_batch.features.prepared import Prepared
-from applecider_batch.inference.batches import pad_sequences
+from applecider_batch.inference.batches import pad_sequences, spectra_input
 from applecider_batch.inference.calibration import FUSED
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.models.card import ModelCard, is_permutation
@@ -175,7 +175,7 @@ def joint_batch(
             metadata = card.standardise_metadata(examples.prepared.image.metadata[items])
             out |= {"image.x": images, "image.metadata": metadata}
         else:
-            out["spectra.x"] = examples.prepared.spectra.flux[items][:, None]
+            out["spectra.x"] = spectra_input(examples.prepared.spectra.flux[items], card.picture_size)
     return out
 
 

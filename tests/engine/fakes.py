@@ -225,6 +225,7 @@ def load_models(models: str, storage_options: Any = None) -> Any:
         calibration={},
         calibration_id=None,
         anomaly_ref_id=None,
+        picture_size=None,
         training_ids=lambda: (frozenset(), False),
         defaults=defaults,
         inputs=set(defaults),

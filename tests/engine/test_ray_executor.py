@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.run_folder import RunFolder as CatalogRunFolder
+from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.engine import api
 from applecider_batch.engine.driver import Driver, RunInterrupted
 from applecider_batch.engine.ray_executor import RayExecutor
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.models.model_set import init_model_set
+from applecider_batch.models.use import use_network
 from applecider_batch.storage import Store
 from tests.engine import fakes
+from tests.engine.conftest import SMALL, Inputs
 from tests.engine.drive import drive
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -60,6 +66,38 @@ def test_the_same_rows_as_the_serial_executor(
     assert rows(tmp_path / "ray") == rows(tmp_path / "serial")
     for column in ("anomaly_mcif", "anomaly_pvalue", "anomaly_ref_group"):
         assert rows(tmp_path / "ray").column(column).null_count == 0
+
+
+def test_pictures_of_spectra_give_the_same_rows(ray_session: Any, inputs: Inputs, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    init_model_set(
+        models,
+        seed=2,
+        configs={**SMALL, "spectra_image": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}},
+        networks=("spectra_image",),
+    )
+    use_network(models, "spectra_image")
+    digests = {}
+    for executor in ("serial", "ray"):
+        run, out = tmp_path / executor, tmp_path / f"catalogue-{executor}"
+        done = api.classify(
+            inputs.archive,
+            str(models),
+            str(run),
+            horizons=(5.0, None),
+            executor=executor,
+            workers=2 if executor == "ray" else None,
+            objects_per_shard=10,
+            device="cpu",
+            progress=False,
+        )
+        assert done["state"] == "complete"
+        build_catalog(str(run), str(out))
+        digests[executor] = verify_catalog(str(out))["content_sha256"]
+    assert digests["serial"] == digests["ray"]
+    table = rows(tmp_path / "ray")
+    assert table.num_rows == rows(tmp_path / "serial").num_rows
+    assert pc.sum(pc.is_valid(table.column("logit_spec_sni"))).as_py() > 3
 
 
 def test_an_object_that_kills_its_worker_is_found_and_the_others_are_done(

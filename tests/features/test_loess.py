@@ -32,10 +32,12 @@ def test_is_the_plain_loop(n: int, span: float) -> None:
         assert smooth == pytest.approx(plain_loess(row, span, np.arange(n)), rel=1e-9, abs=1e-9)
 
 
-def test_points_between_samples() -> None:
+@pytest.mark.parametrize("points", [301, 77, 119])
+def test_points_between_samples_lie_on_the_plot_of_the_smoothed_samples(points: int) -> None:
     y = np.random.default_rng(1).normal(size=(1, 120))
-    at = np.linspace(0, 119, 301)
-    assert loess(y, 0.1, points=301)[0] == pytest.approx(plain_loess(y[0], 0.1, at), rel=1e-9, abs=1e-9)
+    at = [0.0, *((i + 0.5) * 119 / points for i in range(points)), 119.0]
+    plotted = np.interp(at, np.arange(120), plain_loess(y[0], 0.1, np.arange(120)))
+    assert loess(y, 0.1, points=points)[0] == pytest.approx(plotted, rel=1e-9, abs=1e-9)
 
 
 def test_a_line_stays_a_line_and_noise_gets_smaller() -> None:
