@@ -46,7 +46,7 @@ class PhotometryNetwork(StrEnum):
 
     cls_transformer = "cls_transformer"
     informer = "informer"
-    tabular_transformer = "tabular_transformer"
+    tabular_ensemble = "tabular_ensemble"
 
 
 class SpectraNetwork(StrEnum):

@@ -8,7 +8,7 @@ upstream profiles the state-dict names are upstream's. Modules are imported when
 before.
 
 Modalities: ``photometry`` forward(events (B, L, 7), mask (B, L) True = real), and summary numbers (B, F) for
-``tabular_transformer``; ``image`` forward(images (B, C, S, S), metadata (B, F)); ``spectra`` forward(spectrum
+``tabular_ensemble``; ``image`` forward(images (B, C, S, S), metadata (B, F)); ``spectra`` forward(spectrum
 (B, 1, N)), a rendered spectrum (B, 3, 288, 288) for ``spectra_image``; ``fusion`` takes all of them. Networks
 of these modalities return class logits (B, C) and offer ``forward_with_latent`` and ``embed``.
 ``pretraining``, ``redshift`` and ``image_tower`` networks do not classify.
@@ -52,7 +52,7 @@ _NETWORKS: dict[tuple[str, str], NetworkSpec] = {
     ("paper", "cls_transformer"): NetworkSpec("photometry", "photometry"),
     ("paper", "cls_transformer_mpt"): _MPT,
     ("paper", "informer"): NetworkSpec("photometry", "informer"),
-    ("paper", "tabular_transformer"): NetworkSpec("photometry", "tabular_transformer"),
+    ("paper", "tabular_ensemble"): NetworkSpec("photometry", "tabular_ensemble"),
     ("paper", "astrominn"): NetworkSpec("image", "astrominn", "build_paper"),
     ("paper", "astrominn_compact"): NetworkSpec("image", "astrominn_compact"),
     ("paper", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),

@@ -29,7 +29,8 @@ from applecider_batch.training.photometry_task import (
     summary_statistics,
 )
 from applecider_batch.training.splits import SplitRule
-from applecider_batch.training.trainer import Trained, TrainerOptions, train
+from applecider_batch.training.trainer import Trained, TrainerOptions, checkpoint_name, train
+from applecider_batch.training.trees import TreeOptions
 
 PROFILE = "paper"
 _SUMMARY_CLIP = 4.0
@@ -48,18 +49,18 @@ class PhotometryPreset:
     versions: int = 0
 
 
-TABULAR = "tabular_transformer"
+TABULAR = "tabular_ensemble"
 _TABULAR = PhotometryPreset(
     network=TABULAR,
     options=TrainerOptions(
-        epochs=40,
+        epochs=80,
         batch_size=128,
         learning_rate=1.5e-3,
         weight_decay=2e-2,
         warmup_epochs=2,
         cosine=True,
-        ema=0.995,
-        patience=40,
+        ema=0.99,
+        patience=80,
     ),
     augmentation=Augmentation(horizons=(3.0, 150.0)),
     gamma=0.0,
@@ -96,7 +97,7 @@ def preset_of(name: str, network: str | None = None) -> PhotometryPreset:
     if name not in PRESETS:
         raise UserError(f"Unknown preset '{name}'; allowed are {', '.join(PRESETS)}.")
     if network == TABULAR:
-        return _TABULAR if name == "compact" else replace(_TABULAR, config={"d_model": 128, "members": 8})
+        return _TABULAR if name == "compact" else replace(_TABULAR, config={"members": 8, "rounds": 240})
     preset = PRESETS[name]
     if network == "informer":
         preset = replace(preset, config={k: v for k, v in preset.config.items() if k in _INFORMER})
@@ -177,13 +178,15 @@ def fit_photometry(
     pretrain_epochs: int = 0,
     identity: Mapping[str, Any] | None = None,
     progress: bool = False,
-) -> tuple[Trained, Curves]:
-    """Train on a data set that is split; returns the result, and the curves with their statistics."""
+) -> tuple[Trained, dict[str, Any], Curves]:
+    """Train on a data set that is split; returns the result, the network's config, and the curves."""
     curves = curves_of(dataset, summary=preset.network == TABULAR)
     config = {**preset.config, "n_classes": len(dataset.classes)}
     whole = {"data": data_digest(dataset), "config": config, "network": preset.network, **(identity or {})}
     whole |= {"augmentation": asdict(preset.augmentation), "gamma": preset.gamma, "pretrain": pretrain_epochs}
     whole |= {"versions": preset.versions, "classes": dataset.classes}
+    if preset.network == TABULAR:
+        config["to_five"] = curves.to_five.tolist()
     torch.manual_seed(preset.options.seed)
     network = build_network(PROFILE, preset.network, **config)
     if pretrain_epochs:
@@ -207,8 +210,12 @@ def fit_photometry(
     task = ClassificationTask(
         curves, preset.augmentation, preset.gamma, heads, preset.versions, preset.options.seed
     )
+    if preset.network == TABULAR and not store.exists(checkpoint_name()):
+        c = network.config
+        state = task.fit_trees(TreeOptions(rounds=c.rounds, leaves=c.leaves, depth=c.depth))
+        network.trees.load_state_dict(state)
     trained = train(network, task, preset.options, store, identity=whole, progress=progress)
-    return trained, curves
+    return trained, config, curves
 
 
 def data_digest(dataset: Dataset) -> str:
@@ -252,7 +259,7 @@ def train_photometry(
         Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
     preset : {"paper", "compact"}
     network : str, optional
-        ``cls_transformer`` (the paper's, if not given), ``informer`` or ``tabular_transformer``.
+        ``cls_transformer`` (the paper's, if not given), ``informer`` or ``tabular_ensemble``.
     class_set : {"five", "ten"}
         Classes of the network's outputs; ten are summed to five when it is used.
     split : SplitRule, optional
@@ -294,7 +301,7 @@ def train_photometry(
     )
     store = Store(out)
     digest = write_split(store, dataset.split_table())
-    trained, curves = fit_photometry(
+    trained, config, curves = fit_photometry(
         dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress
     )
     return finish(
@@ -305,7 +312,7 @@ def train_photometry(
         profile=PROFILE,
         network=chosen.network,
         modality="photometry",
-        config={**chosen.config, "n_classes": len(dataset.classes)},
+        config=config,
         classes=dataset.classes,
         feature_names=curves.card.feature_names,
         normalisation=curves.card.normalisation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from applecider_batch.training.augment import Augmentation, RaggedCurves, augmen
 from applecider_batch.training.losses import focal_loss, inverse_sqrt_weights, masked_event_loss
 from applecider_batch.training.metrics import average_precision, counting_classes, macro, measures
 from applecider_batch.training.trainer import Batch
+from applecider_batch.training.trees import TreeOptions, fit_trees
 
 PREDICT_BATCH = 256
 _WINDOW = 16  # batches that are sorted by length together
 _MIN_COUNT = 5
+_TREE_VERSIONS = 6  # of the variants of a curve: more of them teach trees little
 
 
 def curve_statistics(
@@ -170,7 +173,6 @@ class ClassificationTask:
     score: str = "macro_auprc"
     _alpha: Tensor = field(init=False)
     _repeats: np.ndarray = field(init=False)
-    _pool: RaggedCurves | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         # Weights are those of the five classes: sub-classes keep their own shares.
@@ -184,8 +186,6 @@ class ClassificationTask:
         if not self.versions:
             yield from curve_batches(self.curves, self.augmentation, rng, batch_size)
             return
-        if self._pool is None:
-            self._pool = self._variants()
         n, label = len(self.curves.label), self.curves.label
         index = rng.permutation(np.repeat(np.arange(n), self._repeats))
         items = rng.integers(self.versions, size=len(index)) * n + index
@@ -193,7 +193,18 @@ class ClassificationTask:
             window = items[start : start + batch_size * _WINDOW]
             yield from _by_length(self.curves, self._pool, window, label[window % n], rng, batch_size)
 
-    def _variants(self) -> RaggedCurves:
+    def fit_trees(self, options: TreeOptions) -> dict[str, Tensor]:
+        """Trees for the five classes on a part of the variants; state of a `models.boosted_trees`."""
+        summary = self._pool.summary
+        assert summary is not None
+        n = min(_TREE_VERSIONS, self.versions) * len(self.curves.label)
+        label = np.resize(self.curves.to_five[self.curves.label], n)
+        weight = np.resize(self._alpha.numpy()[self.curves.label] * self._repeats, n)
+        x = self.curves.card.standardise_summary(summary.values[:n])
+        return fit_trees(x, label, weight, len(CLASSES), options, self.seed)
+
+    @cached_property
+    def _pool(self) -> RaggedCurves:
         rng, a = np.random.default_rng(self.seed), self.augmentation
         items = np.tile(self.curves.items, self.versions)
         chosen = (rng.random(len(items)) < a.share) | np.tile(self._repeats > 1, self.versions)

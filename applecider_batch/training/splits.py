@@ -8,7 +8,7 @@ Every rule depends on the groups' own properties and the seed alone, not on the 
 - ``date``: by t0 (of a group the earliest): everything before the first cut trains, from the second on tests.
 - ``healpix``: whole HEALPix blocks of the sky.
 - ``hash``: test where ``int(sha256(name)[8:16], 16) % 4 == 0``, validation where ``int(sha256(name)[16:24],
-  16) % 6 == 0`` of the rest: the development split of this project's figures.
+  16) % 6`` is the seed's remainder: the development split of this project's figures, in six folds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from applecider_batch.errors import InternalError, UserError
 PARTS = ("train", "validation", "test")
 RULES = ("object", "date", "healpix", "hash")
 SIBLING_ARCSEC = 2.0
+FOLDS = 6
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SplitRule:
     ----------
     rule : {"object", "date", "healpix", "hash"}
     seed : int
-        Of ``object`` and ``healpix``.
+        Of ``object`` and ``healpix``; of ``hash`` the validation fold.
     validation, test : float
         Fractions of the groups (``date``: of the groups by t0; ``healpix``: of the blocks).
     nside : int
@@ -89,7 +90,7 @@ def split_parts(
     if rule.rule == "object":
         part = _stratified(rule, names, cls)
     elif rule.rule == "hash":
-        part = np.array([development_part(name) for name in names], np.int8)
+        part = np.array([development_part(name, rule.seed) for name in names], np.int8)
     elif rule.rule == "date":
         part = _by_date(rule, _lowest(t0, of_row, n, "date", "t0"))
     else:
@@ -106,12 +107,12 @@ def check_no_leak(part: np.ndarray, group: np.ndarray) -> None:
         raise InternalError("An object is on two sides of a split.")
 
 
-def development_part(name: str) -> int:
-    """Part of an object under the ``hash`` rule."""
+def development_part(name: str, fold: int = 0) -> int:
+    """Part of an object under the ``hash`` rule; all folds have the same test objects."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     if int(digest[8:16], 16) % 4 == 0:
         return 2
-    return 1 if int(digest[16:24], 16) % 6 == 0 else 0
+    return 1 if int(digest[16:24], 16) % FOLDS == fold % FOLDS else 0
 
 
 def tie_siblings(

@@ -171,6 +171,11 @@ def train(
     return _Loop(network, task, options, store, stage, dict(identity or {})).run(progress)
 
 
+def checkpoint_name(stage: str = "train") -> str:
+    """Name of a stage's checkpoint in the training's folder."""
+    return f"checkpoint-{stage}.pt"
+
+
 class _Loop:
     def __init__(
         self,
@@ -205,7 +210,7 @@ class _Loop:
 
     @property
     def _file(self) -> str:
-        return f"checkpoint-{self.stage}.pt"
+        return checkpoint_name(self.stage)
 
     def run(self, progress: bool) -> Trained:
         self._resume()

@@ -14,7 +14,7 @@ from applecider_batch.models import CLASSIFYING, PROFILES, build_network, list_n
 # Names of the issue and of UPSTREAM, by profile.
 EXPECTED = {
     "paper": {"cls_transformer", "cls_transformer_mpt", "informer", "astrominn", "astrominn_compact",
-              "convnext", "spectranet", "resnet1d", "spectra_image", "tabular_transformer"},
+              "convnext", "spectranet", "resnet1d", "spectra_image", "tabular_ensemble"},
     "upstream-main": {"cls_transformer", "cls_transformer_mpt", "baseline_cls", "astrominn", "convnext",
                       "spectranet", "spectranet_redshift"},
     "upstream-archive": {"baseline_cls", "informer", "xastrominn", "convnext", "spectranet",

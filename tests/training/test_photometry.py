@@ -113,7 +113,7 @@ def test_the_network_with_summary_numbers_is_trained_resumed_and_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     common = ["--archive", survey[0], "--models", str(tmp_path / "set")]
-    recipe = ["--labels", survey[1], "--network", "tabular_transformer", "--preset", "compact"]
+    recipe = ["--labels", survey[1], "--network", "tabular_ensemble", "--preset", "compact"]
 
     def train(out: str) -> dict:
         asked = [*common, *recipe, "--out", str(tmp_path / out), "--epochs", "3"]
