@@ -43,6 +43,7 @@ from applecider_batch.training.photometry import (
     curves_of,
     fit_photometry,
     load_curves,
+    network_config,
     preset_of,
 )
 from applecider_batch.training.photometry_task import predict_curves
@@ -141,10 +142,9 @@ class Experiment:
         if name == "informer":  # no more positions than nearly every curve has
             preset = replace(preset, config=preset.config | {"seq_len": 64})
         folder = f"{name}-{options.epochs}-{pretrain}-{fold}-{seed}"
-        trained, config, curves = fit_photometry(
-            dataset, Store(self.work / folder), replace(preset, options=options), pretrain_epochs=pretrain
-        )
-        network = build_network(PROFILE, name, **config).eval()
+        preset = replace(preset, options=options)
+        trained, curves = fit_photometry(dataset, Store(self.work / folder), preset, pretrain_epochs=pretrain)
+        network = build_network(PROFILE, name, **network_config(preset, curves)).eval()
         network.load_state_dict(trained.state)
         with torch.inference_mode():
             found = [

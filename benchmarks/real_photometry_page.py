@@ -82,8 +82,8 @@ def write_page(document: dict[str, Any], page: Path) -> None:
         "",
         "The paper (arXiv:2507.16088) gives for its transformer at 30 d an accuracy of 88 ± 0.4 % and a"
         " macro-AUC of 0.97 over five classes (SN I .99, SN II .96, CV .97, AGN .99, TDE .95), and for the"
-        " Informer an accuracy of 59 %. It trained on 18,245 objects with thousands of real CV and AGN, which are told"
-        " from supernovae easily; here the question is mostly SN I against SN II, with "
+        " Informer an accuracy of 59 %. It trained on 18,245 objects with thousands of real CV and AGN, which"
+        " are told from supernovae easily; here the question is mostly SN I against SN II, with "
         f"{train + validation} curves that are not test, so the figures cannot be compared one to one.",
         "",
         "## Source probe",

@@ -178,15 +178,13 @@ def fit_photometry(
     pretrain_epochs: int = 0,
     identity: Mapping[str, Any] | None = None,
     progress: bool = False,
-) -> tuple[Trained, dict[str, Any], Curves]:
-    """Train on a data set that is split; returns the result, the network's config, and the curves."""
+) -> tuple[Trained, Curves]:
+    """Train on a data set that is split; returns the result, and the curves with their statistics."""
     curves = curves_of(dataset, summary=preset.network == TABULAR)
-    config = {**preset.config, "n_classes": len(dataset.classes)}
+    config = network_config(preset, curves)
     whole = {"data": data_digest(dataset), "config": config, "network": preset.network, **(identity or {})}
     whole |= {"augmentation": asdict(preset.augmentation), "gamma": preset.gamma, "pretrain": pretrain_epochs}
     whole |= {"versions": preset.versions, "classes": dataset.classes}
-    if preset.network == TABULAR:
-        config["to_five"] = curves.to_five.tolist()
     torch.manual_seed(preset.options.seed)
     network = build_network(PROFILE, preset.network, **config)
     if pretrain_epochs:
@@ -215,7 +213,13 @@ def fit_photometry(
         state = task.fit_trees(TreeOptions(rounds=c.rounds, leaves=c.leaves, depth=c.depth))
         network.trees.load_state_dict(state)
     trained = train(network, task, preset.options, store, identity=whole, progress=progress)
-    return trained, config, curves
+    return trained, curves
+
+
+def network_config(preset: PhotometryPreset, curves: Curves) -> dict[str, Any]:
+    """What a preset's network is built with for these curves' classes."""
+    config = {**preset.config, "n_classes": len(curves.card.class_order)}
+    return config | ({"to_five": curves.to_five.tolist()} if preset.network == TABULAR else {})
 
 
 def data_digest(dataset: Dataset) -> str:
@@ -301,7 +305,7 @@ def train_photometry(
     )
     store = Store(out)
     digest = write_split(store, dataset.split_table())
-    trained, config, curves = fit_photometry(
+    trained, curves = fit_photometry(
         dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress
     )
     return finish(
@@ -312,7 +316,7 @@ def train_photometry(
         profile=PROFILE,
         network=chosen.network,
         modality="photometry",
-        config=config,
+        config=network_config(chosen, curves),
         classes=dataset.classes,
         feature_names=curves.card.feature_names,
         normalisation=curves.card.normalisation,
