@@ -326,6 +326,13 @@ def evaluate(
     horizons: Annotated[
         str, typer.Option("--horizons", metavar="DAYS,…", help="Days after t0, and 'full'.")
     ] = "3,5,10,20,30,50,100,full",
+    alert_days: Annotated[
+        float,
+        typer.Option("--alert-days", min=0, help="Figures per alert up to so many days; 0: none."),
+    ] = 100.0,
+    include_trained: Annotated[
+        bool, typer.Option("--include-trained", help="Judge objects that trained a network in use, too.")
+    ] = False,
     draws: Annotated[int, typer.Option("--draws", min=0, help="Resamples for the intervals.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 0,
 ) -> None:
@@ -338,6 +345,7 @@ def evaluate(
     """
     from applecider_batch.cli.runs import parse_horizons
     from applecider_batch.training.evaluate import evaluate_models
+    from applecider_batch.training.probe import probe_sentences
 
     result = evaluate_models(
         given.archive,
@@ -346,24 +354,26 @@ def evaluate(
         out,
         part=part.value,
         horizons=parse_horizons(horizons),
+        alert_days=alert_days,
+        include_trained=include_trained,
         draws=draws,
         seed=seed,
         **given.arguments(),
     )
-    for name, found in result["source_probe"].items():
-        if found.get("void"):
-            say(
-                f"Warning: within {name} a curve gives its source away (AUC {found['auc']:.2f}); claims that "
-                "rest on this class are void."
-            )
-        elif "why_not" in found:
-            say(f"The source probe cannot judge {name}: {found['why_not']}.")
+    for sentence in probe_sentences(result["source_probe"]):
+        say(sentence)
+    if result["left_out"]["in_training_set"]:
+        say(f"{result['left_out']['in_training_set']} objects that trained a network in use are left out.")
+    if not result["left_out"]["training_sets_known"]:
+        say(
+            "Warning: not every network in use says what trained it; figures may be on objects that it knows."
+        )
     if not result["trained"]:
         say("Warning: the weights of this model set are untrained.")
     if given.format is Format.json:
         answer(result, given.format)
     else:
-        next_command = f"the figures and evaluation.json in {out}"
+        next_command = f"tables.md, evaluation.json and the figures in {out}"
         answer(_short(result), given.format, next_command=next_command)
 
 

@@ -29,8 +29,8 @@ from applecider_batch.inference.answers import RowAnswers, answer_rows
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.shard import ShardOutputs
 from applecider_batch.models.model_set import ModelSet, update_files
+from applecider_batch.training.answers import answers_of, run_networks
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
-from applecider_batch.training.evaluate import answers_of, run_networks
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.splits import SplitRule
 

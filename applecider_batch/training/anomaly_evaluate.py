@@ -31,8 +31,9 @@ from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASSES, OTHER
 from applecider_batch.training.anomaly import ScoredObjects, fit_reference, scored_objects
 from applecider_batch.training.anomaly_rates import flag_rates
+from applecider_batch.training.answers import run_networks
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
-from applecider_batch.training.evaluate import horizon_name, run_networks
+from applecider_batch.training.evaluate import horizon_name
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import average_precision, bootstrap, roc_auc
 from applecider_batch.training.photometry import PRESETS, PROFILE, PhotometryPreset, fit_photometry

@@ -1,9 +1,9 @@
 """``calibrate``: temperatures of every modality and of the fused probabilities, by availability pattern.
 
 A temperature is the one of the lowest negative log likelihood on the validation objects (Guo et al. 2017,
-arXiv:1706.04599), all horizons together, every object with the same weight. The fused temperature of a
-pattern is its own where the pattern has enough objects, else the one over all patterns (back-off). Where a
-class has fewer than 50 objects the set is not called calibrated, whatever was fitted.
+arXiv:1706.04599), all horizons together, every object with the same weight. The temperature of an
+availability pattern is its own where the pattern has enough objects, else the one over all (back-off).
+Where a class has fewer than 50 objects the set is not called calibrated, whatever was fitted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from applecider_batch.errors import UserError
 from applecider_batch.inference.calibration import DEFAULT, FUSED, Calibration, pattern_name
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.models.model_set import update_files
+from applecider_batch.training.answers import Answers, open_evaluation
 from applecider_batch.training.dataset import HORIZONS, Dataset
-from applecider_batch.training.evaluate import Answers, open_evaluation
 from applecider_batch.training.metrics import expected_calibration_error, negative_log_likelihood
 from applecider_batch.training.splits import SplitRule
 
@@ -54,15 +54,15 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray, weight: np.ndarray | 
     return float(1 / found.x)
 
 
-def calibration_document(dataset: Dataset, answers: Answers, part: str = "validation") -> dict[str, Any]:
-    """Fit all temperatures on a part of a data set.
+def calibration_document(dataset: Dataset, answers: Answers, members: np.ndarray) -> dict[str, Any]:
+    """Fit all temperatures on some objects of a data set.
 
     Returns
     -------
     dict
-        A model set's calibration document, with counts, and ECE and NLL before and after.
+        A model set's calibration document, with objects per class that a fused answer was fitted on, and per
+        modality objects per class, ECE and NLL before and after.
     """
-    members = dataset.members(part)
     label = np.repeat(dataset.label[members], len(dataset.horizons))
     mask = answers.mask[members].ravel()
     owner = np.repeat(np.arange(len(members)), len(dataset.horizons))
@@ -83,25 +83,28 @@ def calibration_document(dataset: Dataset, answers: Answers, part: str = "valida
         if not len(rows):
             continue
         fitted = {DEFAULT: fit(flat, rows)}
-        for bits in np.unique(mask[rows]) if what == FUSED else ():
+        for bits in np.unique(mask[rows]):
             own = rows[mask[rows] == bits]
             if len(np.unique(owner[own])) >= MIN_PATTERN and len(np.unique(label[own])) > 1:
                 fitted[pattern_name(int(bits))] = fit(flat, own)
         temperatures[what] = fitted
         after = log_softmax(Calibration(temperatures).apply(what, flat[rows], mask[rows]))
+        objects = np.unique(owner[rows])
+        counts = np.bincount(dataset.label[members[objects]], minlength=len(dataset.classes))
         check[what] = {
-            "objects": len(np.unique(owner[rows])),
+            "objects": len(objects),
+            "counts": dict(zip(dataset.classes, counts.tolist(), strict=True)),
+            "calibrated": bool(counts.min() >= MIN_PER_CLASS),
             "ece_before": expected_calibration_error(label[rows], np.exp(flat[rows])),
             "ece_after": expected_calibration_error(label[rows], np.exp(after)),
             "nll_before": negative_log_likelihood(label[rows], np.exp(flat[rows])),
             "nll_after": negative_log_likelihood(label[rows], np.exp(after)),
         }
-    counts = np.bincount(dataset.label[members], minlength=len(dataset.classes))
     return {
         "format": "applecider-batch calibration 1",
-        "calibrated": bool(temperatures and counts.min() >= MIN_PER_CLASS),
+        "calibrated": FUSED in check and check[FUSED]["calibrated"],
         "temperature": temperatures,
-        "counts": dict(zip(dataset.classes, counts.tolist(), strict=True)),
+        "counts": check[FUSED]["counts"] if FUSED in check else {},
         "min_per_class": MIN_PER_CLASS,
         "check": check,
     }
@@ -137,7 +140,7 @@ def calibrate(
     """
     if part not in ("validation", "test"):
         raise UserError(f"Calibrate on 'validation' or 'test'; given '{part}'.")
-    _, dataset, answers = open_evaluation(
+    opened = open_evaluation(
         archive,
         labels,
         models,
@@ -148,9 +151,14 @@ def calibrate(
         threads=threads,
         storage_options=storage_options,
     )
-    if not len(dataset.members(part)):
-        raise UserError(f"The part '{part}' has no objects: {dataset.counts()}.")
-    document = calibration_document(dataset, answers, part)
+    members = opened.dataset.members(part)
+    members = members[~opened.trained_on[members]]
+    if not len(members):
+        raise UserError(
+            f"The part '{part}' has no objects that trained no network in use: {opened.dataset.counts()}.",
+            hint="Give the split that the networks were trained with.",
+        )
+    document = calibration_document(opened.dataset, opened.answers, members)
     if not document["temperature"]:
         raise UserError("No network of the set gave an answer for any object of that part.")
     update_files(models, calibration=document)

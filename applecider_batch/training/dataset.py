@@ -92,6 +92,11 @@ class Dataset:
         """Positions of the objects of a part; int64."""
         return np.flatnonzero(self.part == PARTS.index(part))
 
+    def take(self, rows: np.ndarray) -> Dataset:
+        """Some of the objects; their inputs stay where they are."""
+        names = ("object_id", "group", "source", "label", "t0", "ra", "dec", "part", "row")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
     def split(self, rule: SplitRule) -> Dataset:
         """The same with parts."""
         return replace(self, part=self.population.parts(rule, self.group))

@@ -1,9 +1,10 @@
 """``evaluate models``: what the networks of a set are worth on labelled objects, by modality and fused.
 
 The inputs and the networks are those of a classification: the same as-of walls, predictor, fusion and
-calibration. Files::
+calibration. Objects that trained a network in use are left out and counted. Files::
 
     OUT/evaluation.json                     all numbers
+    OUT/tables.md                           in the layout of the paper's tables, its figures beside ours
     OUT/<what>-<horizon>-confusion.png      what: photometry, image, spectra, fused
     OUT/<what>-<horizon>-reliability.png
     OUT/sweep-<measure>.png                 by horizon, with intervals
@@ -12,125 +13,28 @@ calibration. Files::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from applecider_batch.archive.read import Archive
 from applecider_batch.errors import UserError
-from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.calibration import FUSED, Calibration, pattern_name
-from applecider_batch.inference.fusion import MODALITIES, fuse, log_softmax, mask_and_count
-from applecider_batch.inference.predictor import Predictor
-from applecider_batch.inference.shard import LocalPort, ShardOutputs, infer, stamp_reader
-from applecider_batch.models.model_set import ModelSet
 from applecider_batch.storage import Store
-from applecider_batch.taxonomy import CLASSES
+from applecider_batch.training.ablations import availability_figure, instruments, shuffled_sky
+from applecider_batch.training.answers import Answers, Opened, ask, open_evaluation
 from applecider_batch.training.curves import confusion_figure, reliability_figure, sweep_figure
-from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
-from applecider_batch.training.labels import read_labels
+from applecider_batch.training.dataset import HORIZONS, Dataset, load_alerts
 from applecider_batch.training.metrics import report
+from applecider_batch.training.paper_tables import PaperTables
 from applecider_batch.training.probe import source_probe
 from applecider_batch.training.splits import PARTS, SplitRule
+from applecider_batch.training.subclasses import nuclear_report, spectra_subclasses
 
-BATCH = 256
 SWEPT = ("macro_auprc", "macro_auc", "balanced_accuracy", "auc SN I/SN II")
+RARE = "TDE"
+ALERT_DAYS = 100.0
 _FULL = 1000.0
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model set says about a data set.
-
-    Attributes
-    ----------
-    logits : dict of modality -> ndarray, float64, shape (n_objects, n_horizons, 5)
-        Not calibrated; NaN where the modality is not there.
-    mask : ndarray of int64, shape (n_objects, n_horizons)
-        Modalities that answered (sum of bits).
-    """
-
-    logits: dict[str, np.ndarray]
-    mask: np.ndarray
-
-    def log_prob(self, what: str, calibration: Calibration) -> np.ndarray:
-        """Calibrated log probabilities of a modality or ``fused``; (n_objects, n_horizons, 5)."""
-        n, h = self.mask.shape
-        flat_mask = self.mask.ravel()
-
-        def of(modality: str) -> np.ndarray:
-            flat = self.logits[modality].reshape(n * h, -1)
-            return log_softmax(calibration.apply(modality, flat, flat_mask))
-
-        if what != FUSED:
-            return of(what).reshape(n, h, -1)
-        stacked = np.stack(
-            [of(m) if m in self.logits else np.full((n * h, len(CLASSES)), np.nan) for m in MODALITIES],
-            axis=1,
-        )
-        fused = fuse(stacked, np.isfinite(stacked).all(-1))
-        return log_softmax(calibration.apply(FUSED, fused, flat_mask)).reshape(n, h, -1)
-
-
-def run_networks(
-    model_set: ModelSet, dataset: Dataset, archive: Archive, *, device: str, threads: int
-) -> ShardOutputs:
-    """Run the networks in use over all items of a data set."""
-    profile = get_profile(model_set.profile)
-    ports = {
-        m: LocalPort(Predictor(entry, device=device, threads=threads))
-        for m, entry in model_set.defaults.items()
-    }
-    return infer(
-        dataset.prepared,
-        stamp_reader(archive, dataset.prepared.image, profile),
-        ports,
-        batch_size=dict.fromkeys(MODALITIES, BATCH),
-        calibration=Calibration.from_document(model_set.calibration),
-        picture_size=model_set.picture_size,
-    )
-
-
-def answers_of(dataset: Dataset, outputs: ShardOutputs) -> Answers:
-    """What the networks' outputs say about a data set's objects."""
-    logits, available = {}, []
-    for modality in MODALITIES:
-        if modality not in outputs.logits:
-            available.append(np.zeros(dataset.row.shape, bool))
-            continue
-        items = dataset.items(modality)
-        own = outputs.logits[modality]
-        found = np.concatenate([own, np.full((1, own.shape[1]), np.nan)])  # -1: absent
-        logits[modality] = found[items].astype(np.float64)
-        available.append(np.isfinite(logits[modality]).all(-1))
-    mask, _ = mask_and_count(np.stack(available, -1).reshape(-1, len(MODALITIES)))
-    return Answers(logits, mask.astype(np.int64).reshape(dataset.row.shape))
-
-
-def open_evaluation(
-    archive: str,
-    labels: str,
-    models: str,
-    *,
-    horizons: Sequence[float | None],
-    split: SplitRule | None,
-    label_column: str | None,
-    device: str,
-    threads: int,
-    storage_options: Mapping[str, Any] | None,
-) -> tuple[ModelSet, Dataset, Answers]:
-    """Model set, split data set and the set's answers: what evaluation and calibration share."""
-    model_set = ModelSet.load(models)
-    if not model_set.defaults:
-        raise UserError(f"The model set '{models}' has no network in use.")
-    opened = Archive.open(archive, storage_options)
-    table = read_labels(labels, column=label_column, storage_options=storage_options)
-    dataset = load_dataset(
-        opened, table, get_profile(model_set.profile), horizons=horizons, modalities=model_set.inputs
-    ).split(split or SplitRule())
-    outputs = run_networks(model_set, dataset, opened, device=device, threads=threads)
-    return model_set, dataset, answers_of(dataset, outputs)
 
 
 def evaluate_models(
@@ -142,6 +46,8 @@ def evaluate_models(
     part: str = "test",
     split: SplitRule | None = None,
     horizons: Sequence[float | None] = HORIZONS,
+    alert_days: float = ALERT_DAYS,
+    include_trained: bool = False,
     draws: int = 200,
     seed: int = 0,
     label_column: str | None = None,
@@ -160,6 +66,10 @@ def evaluate_models(
     split : SplitRule, optional
         As in training.
     horizons : sequence of float or None
+    alert_days : float
+        Figures per alert are over alerts up to so many days after t0; 0: none.
+    include_trained : bool
+        Judge objects that trained a network, too.
     draws, seed : int
         Of the bootstrap over objects.
     label_column, device, threads, storage_options
@@ -172,7 +82,7 @@ def evaluate_models(
     """
     if part not in (*PARTS, "all"):
         raise UserError(f"Unknown part '{part}'; allowed are {', '.join((*PARTS, 'all'))}.")
-    model_set, dataset, answers = open_evaluation(
+    opened = open_evaluation(
         archive,
         labels,
         models,
@@ -183,38 +93,99 @@ def evaluate_models(
         threads=threads,
         storage_options=storage_options,
     )
-    members = np.arange(len(dataset)) if part == "all" else dataset.members(part)
+    dataset, answers = opened.dataset, opened.answers
+    asked = np.arange(len(dataset)) if part == "all" else dataset.members(part)
+    members = asked if include_trained else asked[~opened.trained_on[asked]]
     if not len(members):
-        raise UserError(f"The part '{part}' has no objects: {dataset.counts()}.")
-    calibration = Calibration.from_document(model_set.calibration)
+        raise UserError(
+            f"The part '{part}' has no objects that can be judged: {dataset.counts()}, of which "
+            f"{int(opened.trained_on[asked].sum())} of this part trained a network in use.",
+            hint="Give another --part or --split, or --include-trained for figures on what was learned.",
+        )
+    calibration = Calibration.from_document(opened.model_set.calibration)
+    judge = _Judge(draws, seed)
     store = Store(out)
     document: dict[str, Any] = {
-        "model_set_id": model_set.model_set_id,
-        "calibration_id": model_set.calibration_id,
-        "trained": model_set.trained,
+        "model_set_id": opened.model_set.model_set_id,
+        "calibration_id": opened.model_set.calibration_id,
+        "trained": opened.model_set.trained,
         "calibrated": calibration.calibrated,
         "part": part,
         "split": asdict(split or SplitRule()),
         "objects": dataset.counts(),
+        "left_out": {
+            "in_training_set": len(asked) - len(members),
+            "training_sets_known": opened.training_known,
+        },
+        "simulated_objects": _simulated(dataset, members),
         "interval": "95 %, bootstrap over objects",
-        "results": {},
+        "results": judge.all(dataset, answers, calibration, members),
         "source_probe": source_probe(dataset),
+        "availability": _availability(opened, members, judge),
     }
-    for what in (*answers.logits, FUSED):
-        log_prob = answers.log_prob(what, calibration)
-        document["results"][what] = {
-            horizon_name(h): _judge(dataset, answers, log_prob[:, i], members, i, draws, seed)
-            for i, h in enumerate(dataset.horizons)
-        }
-        for h in dataset.horizons:
-            _figures(store, what, horizon_name(h), document["results"][what][horizon_name(h)])
-    for measure in SWEPT:
-        series = sweep_series(document["results"], dataset.horizons, measure)
-        if series:
-            name = measure.replace("/", "-").replace(" ", "_")
-            store.write_atomic(f"sweep-{name}.png", sweep_figure(series, measure.replace("_", " ")))
-    store.write_json_atomic("evaluation.json", document)
+    results = document["results"]
+    document[RARE.lower()] = {
+        what: {h: _of_class(found, RARE) for h, found in by_horizon.items()}
+        for what, by_horizon in results.items()
+    }
+    if alert_days > 0:
+        rest = {"device": device, "threads": threads}
+        document["per_alert"] = _per_alert(opened, members, calibration, judge, alert_days, rest)
+    if "image" in answers.logits:
+        document["sky_shuffled"] = _sky_shuffled(opened, calibration, members, judge, device, threads)
+        document["nuclear"] = nuclear_report(
+            dataset, answers.log_prob("image", calibration)[:, -1], members, draws=draws, seed=seed
+        )
+    if "spectra" in answers.logits:
+        document["subclasses"] = spectra_subclasses(
+            opened, labels, label_column, members, draws=draws, seed=seed, storage_options=storage_options
+        )
+    _write(store, document, dataset.horizons)
     return document
+
+
+class _Judge:
+    """Reports with intervals."""
+
+    def __init__(self, draws: int, seed: int) -> None:
+        self.draws, self.seed = draws, seed
+
+    def all(
+        self, dataset: Dataset, answers: Answers, calibration: Calibration, members: np.ndarray
+    ) -> dict[str, dict[str, Any]]:
+        """Every modality and ``fused`` at every horizon."""
+        mask = answers.mask
+        out = {}
+        for what in (*answers.logits, FUSED):
+            log_prob = answers.log_prob(what, calibration)
+            out[what] = {
+                horizon_name(h): self.one(dataset, log_prob[:, i], members, mask[:, i])
+                for i, h in enumerate(dataset.horizons)
+            }
+        return out
+
+    def one(
+        self, dataset: Dataset, log_prob: np.ndarray, members: np.ndarray, mask: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Report of log probabilities (n, 5), in all and by availability pattern."""
+        there = members[np.isfinite(log_prob[members]).all(1)]
+        if not len(there):
+            return {"rows": 0}
+        prob = np.exp(log_prob)
+
+        def of(rows: np.ndarray) -> dict[str, Any]:
+            group = dataset.group[rows].astype(str)
+            return report(
+                dataset.label[rows], prob[rows], dataset.classes, group, draws=self.draws, seed=self.seed
+            )
+
+        out = of(there)
+        if mask is not None and len(np.unique(mask[there])) > 1:
+            found = {pattern_name(int(p)): of(there[mask[there] == p]) for p in np.unique(mask[there])}
+            out["patterns"] = {
+                name: {k: v for k, v in one.items() if k != "reliability"} for name, one in found.items()
+            }
+        return out
 
 
 def horizon_name(horizon: float | None) -> str:
@@ -222,34 +193,95 @@ def horizon_name(horizon: float | None) -> str:
     return "full" if horizon is None else f"{horizon:g}d"
 
 
-def _judge(
-    dataset: Dataset,
-    answers: Answers,
-    log_prob: np.ndarray,
+def _of_class(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A class's own measures with their intervals."""
+    measures, intervals = found.get("measures", {}), found.get("intervals", {})
+    own = [f"{kind} {name}" for kind in ("auc", "auprc", "recall", "precision")]
+    return {
+        "objects": found.get("counts", {}).get(name, 0),
+        "measures": {k: measures[k] for k in own if k in measures},
+        "intervals": {k: intervals[k] for k in own if k in intervals},
+    }
+
+
+def _simulated(dataset: Dataset, members: np.ndarray) -> int:
+    flags = dataset.prepared.rows.column("simulated").to_pylist()
+    return sum(bool(flags[row]) for row in dataset.row[members, -1].tolist())
+
+
+def _availability(opened: Opened, members: np.ndarray, judge: _Judge) -> dict[str, Any]:
+    """What the availability pattern and the spectrum's instrument alone say, beside every horizon."""
+    dataset, mask = opened.dataset, opened.answers.mask
+    instrument = instruments(opened.archive, dataset)
+    return {
+        horizon_name(h): availability_figure(dataset, mask[:, i], instrument[:, i], members, judge.one)
+        for i, h in enumerate(dataset.horizons)
+    }
+
+
+def _per_alert(
+    opened: Opened,
     members: np.ndarray,
-    column: int,
-    draws: int,
-    seed: int,
+    calibration: Calibration,
+    judge: _Judge,
+    alert_days: float,
+    where: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Report of one modality at one horizon, in all and by availability pattern."""
-    there = members[np.isfinite(log_prob[members]).all(1)]
-    if not len(there):
-        return {"rows": 0}
-    prob = np.exp(log_prob)
-
-    def of(rows: np.ndarray, n: int) -> dict[str, Any]:
-        return report(
-            dataset.label[rows], prob[rows], dataset.classes, dataset.group[rows], draws=n, seed=seed
-        )
-
-    out = of(there, draws)
-    patterns = answers.mask[there, column]
-    if len(np.unique(patterns)) > 1:
-        out["patterns"] = {
-            pattern_name(int(p)): {k: v for k, v in of(there[patterns == p], 0).items() if k != "reliability"}
-            for p in np.unique(patterns)
-        }
+    """Every eligible alert of the judged objects, as of its own packet."""
+    alerts = load_alerts(
+        opened.archive,
+        opened.dataset.take(members),
+        opened.profile,
+        max_days=alert_days,
+        modalities=opened.model_set.inputs,
+    )
+    if not len(alerts):
+        return {"alerts": 0, "days": alert_days}
+    answers = ask(opened.model_set, alerts, opened.archive, **where)
+    found = judge.all(alerts, answers, calibration, np.arange(len(alerts)))
+    results = {what: by_horizon["full"] for what, by_horizon in found.items()}
+    out = {"alerts": len(alerts), "days": alert_days, "results": results}
+    if "image" in answers.logits:
+        log_prob = answers.log_prob("image", calibration)[:, 0]
+        rows = np.arange(len(alerts))
+        out["nuclear"] = nuclear_report(alerts, log_prob, rows, draws=judge.draws, seed=judge.seed)
     return out
+
+
+def _sky_shuffled(
+    opened: Opened,
+    calibration: Calibration,
+    members: np.ndarray,
+    judge: _Judge,
+    device: str,
+    threads: int,
+) -> dict[str, Any]:
+    """Image and fused reports with ra and dec exchanged among the objects."""
+    other = ask(
+        opened.model_set,
+        shuffled_sky(opened.dataset, opened.profile.metadata_names, judge.seed),
+        opened.archive,
+        device=device,
+        threads=threads,
+        modalities=("image",),
+    )
+    answers = Answers(opened.answers.logits | other.logits)
+    found = judge.all(opened.dataset, answers, calibration, members)
+    return {what: found[what] for what in ("image", FUSED)}
+
+
+def _write(store: Store, document: Mapping[str, Any], horizons: Sequence[float | None]) -> None:
+    results = document["results"]
+    for what, by_horizon in results.items():
+        for horizon, found in by_horizon.items():
+            _figures(store, what, horizon, found)
+    for measure in SWEPT:
+        series = sweep_series(results, horizons, measure)
+        if series:
+            name = measure.replace("/", "-").replace(" ", "_")
+            store.write_atomic(f"sweep-{name}.png", sweep_figure(series, measure.replace("_", " ")))
+    store.write_atomic("tables.md", PaperTables(document).markdown().encode())
+    store.write_json_atomic("evaluation.json", document)
 
 
 def _figures(store: Store, what: str, horizon: str, result: Mapping[str, Any]) -> None:

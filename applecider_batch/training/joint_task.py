@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from applecider_batch.features.prepared import Prepared
+from applecider_batch.features.segments import take_ranges
 from applecider_batch.inference.batches import pad_sequences, spectra_input
 from applecider_batch.inference.calibration import FUSED
 from applecider_batch.inference.fusion import MODALITIES
+from applecider_batch.inference.marginal import REDSHIFT_SCALE
 from applecider_batch.models.card import ModelCard, is_permutation
 from applecider_batch.taxonomy import CLASSES
 from applecider_batch.training.image_task import turned
@@ -105,10 +107,15 @@ class JointNetwork(nn.Module):
                 latent = network.embed(batch["image.x"], batch["image.metadata"])
                 logits, experts[modality] = network.classify_with_weights(latent)
             elif modality == "photometry":
-                logits = network(batch["photometry.x"], batch["photometry.mask"])
+                names = ("photometry.x", "photometry.mask", "photometry.summary")
+                logits = network(*(batch[n] for n in names if n in batch))
             else:
                 logits = network(batch["spectra.x"])
-            log_prob[modality] = self._five(modality, logits.float())
+            five = self._five(modality, logits.float())
+            if modality == "spectra":
+                evidence = batch["spectra.log_prior"] + torch.logsumexp(logits.float(), dim=1)
+                five = mean_over_trials(five, evidence, batch["spectra.trial_of"])
+            log_prob[modality] = five
         return log_prob, experts
 
     def _five(self, modality: str, logits: Tensor) -> Tensor:
@@ -119,6 +126,16 @@ class JointNetwork(nn.Module):
             return log_p[:, matrix.argmax(dim=1)]
         groups = [torch.logsumexp(log_p[:, row > 0], dim=1) for row in matrix]
         return F.log_softmax(torch.stack(groups, dim=1), dim=-1)
+
+
+def mean_over_trials(log_prob: Tensor, evidence: Tensor, trial_of: Tensor) -> Tensor:
+    """Differentiable form of `inference.marginal.marginalise`: (m, C), (m,), (m,) to (n, C)."""
+    weighted = torch.cat([log_prob + evidence[:, None], evidence[:, None]], dim=1)  # (m, C + 1)
+    where = trial_of[:, None].expand_as(weighted)
+    size = (int(trial_of[-1]) + 1, weighted.shape[1])
+    peak = weighted.new_full(size, -torch.inf).scatter_reduce(0, where, weighted.detach(), "amax")
+    total = weighted.new_zeros(size).index_add(0, trial_of, (weighted - peak[trial_of]).exp()).log() + peak
+    return total[:, :-1] - total[:, -1:]
 
 
 def fuse_log_prob(log_prob: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
@@ -149,8 +166,9 @@ def joint_batch(
     -------
     dict
         ``label`` int64 (b,) and per modality ``<m>.rows`` int64 (b_m,), the objects in the batch that have
-        it, with their inputs: ``photometry.x``, ``photometry.mask``, ``image.x``, ``image.metadata``,
-        ``spectra.x``.
+        it, with their inputs: ``photometry.x``, ``photometry.mask`` and where read ``photometry.summary``,
+        ``image.x``, ``image.metadata``, ``spectra.x`` with ``spectra.log_prior`` and ``spectra.trial_of`` (a
+        spectrum without a redshift has several rows).
     """
     out: Batch = {"label": examples.label[rows]}
     for modality, card in cards.items():
@@ -167,6 +185,9 @@ def joint_batch(
             x = card.standardise_photometry(padded["x"])
             x[~padded["mask"]] = 0.0
             out |= {"photometry.x": x, "photometry.mask": padded["mask"]}
+            if card.reads_summary:
+                assert inputs.curve_summary is not None
+                out["photometry.summary"] = card.standardise_summary(inputs.curve_summary.values[items])
         elif modality == "image":
             assert examples.stamps is not None
             images = examples.stamps.take(items)
@@ -175,7 +196,11 @@ def joint_batch(
             metadata = card.standardise_metadata(examples.prepared.image.metadata[items])
             out |= {"image.x": images, "image.metadata": metadata}
         else:
-            out["spectra.x"] = spectra_input(examples.prepared.spectra.flux[items], card.picture_size)
+            spectra = examples.prepared.spectra
+            trials, offsets = take_ranges(spectra.offsets, items)
+            out["spectra.x"] = spectra_input(spectra.flux[trials], card.picture_size)
+            out["spectra.log_prior"] = (-spectra.redshift[trials] / REDSHIFT_SCALE).astype(np.float32)
+            out["spectra.trial_of"] = np.repeat(np.arange(len(items)), np.diff(offsets))
     return out
 
 

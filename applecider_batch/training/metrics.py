@@ -128,9 +128,9 @@ def measures(label: np.ndarray, prob: np.ndarray, classes: Sequence[str]) -> dic
     -------
     dict
         ``macro_auprc``, ``macro_auc``, ``balanced_accuracy``, ``accuracy``, ``macro_f1``, ``top2``, ``top3``,
-        ``ece``, ``brier``, ``nll``; ``auc <class>``, ``auprc <class>`` and ``recall <class>`` for the classes
-        that count; with SN I and SN II ``auc SN I/SN II`` (on these two alone, by the difference of their
-        log probabilities).
+        ``ece``, ``brier``, ``nll``; ``auc``, ``auprc``, ``recall`` and, where it was predicted, ``precision
+        <class>`` for the classes that count; with SN I and SN II ``auc SN I/SN II`` (on these two alone, by
+        the difference of their log probabilities).
     """
     counting = counting_classes(label, len(classes))
     recall = recall_per_class(label, prob)
@@ -153,6 +153,8 @@ def measures(label: np.ndarray, prob: np.ndarray, classes: Sequence[str]) -> dic
         out[f"auc {classes[c]}"] = roc_auc(label == c, prob[:, c])
         out[f"auprc {classes[c]}"] = average_precision(label == c, prob[:, c])
         out[f"recall {classes[c]}"] = float(recall[c])
+        if matrix[:, c].any():
+            out[f"precision {classes[c]}"] = float(matrix[c, c] / matrix[:, c].sum())
     if "SN I" in classes and "SN II" in classes:
         out["auc SN I/SN II"] = pair_auc(label, prob, classes.index("SN I"), classes.index("SN II"))
     return out
@@ -223,12 +225,14 @@ def report(
         group, lambda rows: measures(label[rows], prob[rows], classes), draws=draws, seed=seed
     )
     counts = np.bincount(label, minlength=len(classes))
+    matrix = confusion(label, prob)
     return {
         "rows": len(label),
         "objects": len(np.unique(group)),
         "counts": dict(zip(classes, counts.tolist(), strict=True)),
         "measures": {k: None if not np.isfinite(v) else v for k, v in values.items()},
         "intervals": {k: list(v) for k, v in intervals.items()},
-        "confusion": confusion(label, prob).tolist(),
+        "confusion": matrix.tolist(),
+        "confusion_normalised": (matrix / np.maximum(matrix.sum(1, keepdims=True), 1)).tolist(),
         "reliability": calibration_bins(label, prob),
     }

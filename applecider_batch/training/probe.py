@@ -1,19 +1,20 @@
-"""The source probe: can the data's source be told from a curve within one class?
+"""The source probe: can the data's source be told from a modality within one class?
 
 Labelled objects of different classes often come from different collections. If a curve gives its source away
 *within* a class, a classifier may have learned the sources: an AUC above 0.6 voids a claim that rests on
-these classes, and is said. The probe is a random forest on simple numbers of the truncated curve, judged out
-of fold by object.
+these classes, and is said. The probe is a random forest on simple numbers of the truncated curve, on the
+image's metadata or on a coarse spectrum, judged out of fold by object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from applecider_batch.features.curve_summary import N_LIMIT, curve_summary
-from applecider_batch.features.prepared import PhotometryInputs
+from applecider_batch.features.prepared import PhotometryInputs, Prepared
 from applecider_batch.features.segments import take_ranges
 from applecider_batch.training.dataset import Dataset
 from applecider_batch.training.metrics import roc_auc
@@ -21,40 +22,83 @@ from applecider_batch.training.metrics import roc_auc
 VOID_AUC = 0.6
 MIN_OBJECTS = 10
 _FOLDS = 5
+_PIECES = 64
 
 
-def source_probe(dataset: Dataset, horizon: float | None = None, seed: int = 0) -> dict[str, Any]:
-    """Probe every class whose objects come from at least two sources.
+def source_probe(dataset: Dataset, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Probe every class whose objects come from at least two sources, by every modality that there is.
 
     Parameters
     ----------
     dataset : Dataset
-        With ``source``; sources with fewer than 10 objects of a class are left out of that class.
-    horizon : float or None
-        The curves' truncation; one of the data set's.
+        With ``source``; sources with fewer than 10 objects of a class are left out of that class. Objects are
+        seen at the last horizon.
     seed : int
 
     Returns
     -------
     dict
-        By class: ``auc`` (one source against the rest, the highest of them) and ``void``; or ``why_not``.
+        By modality and class: ``auc`` (one source against the rest, the highest of them) and ``void``; or
+        ``why_not``.
     """
-    items = dataset.items("photometry")[:, dataset.column(horizon)]
-    out: dict[str, Any] = {}
-    for number, name in enumerate(dataset.classes):
-        rows = np.flatnonzero((dataset.label == number) & (items >= 0))
-        sources, counts = np.unique(dataset.source[rows].astype(str), return_counts=True)
-        enough = sources[(counts >= MIN_OBJECTS) & (sources != "")]
-        if len(enough) < 2:
-            largest = f"{counts.max()} of {counts.sum()} from one source" if len(counts) else "no curves"
-            out[name] = {"why_not": f"fewer than two sources with {MIN_OBJECTS} objects: {largest}"}
-            continue
-        rows = rows[np.isin(dataset.source[rows].astype(str), enough)]
-        features = summary_numbers(dataset.prepared.photometry, items[rows])
-        auc = {s: _out_of_fold_auc(features, dataset.source[rows].astype(str) == s, seed) for s in enough}
-        worst = max(auc, key=lambda s: auc[s])
-        out[name] = {"auc": auc[worst], "source": worst, "void": bool(auc[worst] > VOID_AUC)}
+    out = {}
+    for modality, features_of in _FEATURES.items():
+        items = dataset.items(modality)[:, -1]
+        if (items >= 0).any():
+            out[modality] = {
+                name: _probe_class(dataset, number, items, features_of, seed)
+                for number, name in enumerate(dataset.classes)
+            }
     return out
+
+
+def probe_sentences(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """What :func:`source_probe` found, in words: what is void, what is not, and what it cannot judge."""
+    out = []
+    for what, by_class in found.items():
+        for name, result in by_class.items():
+            if result.get("void"):
+                out.append(
+                    f"VOID: within {name} the {what} gives its source away (AUC {result['auc']:.2f} > "
+                    f"{VOID_AUC}); claims that rest on this class are void."
+                )
+            elif "auc" in result:
+                out.append(f"Source probe within {name} by {what}: AUC {result['auc']:.2f}.")
+        unknown = [
+            f"{name} ({result['why_not']})" for name, result in by_class.items() if "why_not" in result
+        ]
+        if unknown:
+            out.append(
+                f"The source probe needs two sources with {MIN_OBJECTS} objects of a class; by {what} it "
+                f"cannot judge {', '.join(unknown)}."
+            )
+    return out
+
+
+def _probe_class(
+    dataset: Dataset,
+    number: int,
+    items: np.ndarray,
+    features_of: Callable[[Prepared, np.ndarray], np.ndarray],
+    seed: int,
+) -> dict[str, Any]:
+    rows = np.flatnonzero((dataset.label == number) & (items >= 0))
+    sources, counts = np.unique(dataset.source[rows].astype(str), return_counts=True)
+    enough = sources[(counts >= MIN_OBJECTS) & (sources != "")]
+    if len(enough) < 2:
+        largest = f"{counts.max()} of {counts.sum()} from one source" if len(counts) else "none at all"
+        return {"why_not": largest}
+    rows = rows[np.isin(dataset.source[rows].astype(str), enough)]
+    features = features_of(dataset.prepared, items[rows])
+    auc = {s: _out_of_fold_auc(features, dataset.source[rows].astype(str) == s, seed) for s in enough}
+    worst = max(auc, key=lambda s: auc[s])
+    return {"auc": auc[worst], "source": worst, "void": bool(auc[worst] > VOID_AUC)}
+
+
+def _coarse(flux: np.ndarray) -> np.ndarray:
+    """Means over 64 pieces of spectra (n, n_points), 0 where not covered."""
+    points = flux.shape[1] // _PIECES * _PIECES
+    return flux[:, :points].reshape(len(flux), _PIECES, -1).mean(2)
 
 
 def summary_numbers(inputs: PhotometryInputs, items: np.ndarray) -> np.ndarray:
@@ -64,6 +108,13 @@ def summary_numbers(inputs: PhotometryInputs, items: np.ndarray) -> np.ndarray:
     position, offsets = take_ranges(inputs.offsets, items)
     no_limits = np.empty((0, N_LIMIT), np.float32), np.zeros(len(items) + 1, np.int64)
     return curve_summary(inputs.values[position], offsets, *no_limits)
+
+
+_FEATURES: dict[str, Callable[[Prepared, np.ndarray], np.ndarray]] = {
+    "photometry": lambda prepared, items: summary_numbers(prepared.photometry, items),
+    "image": lambda prepared, items: prepared.image.metadata[items],
+    "spectra": lambda prepared, items: _coarse(prepared.spectra.flux[prepared.spectra.offsets[items]]),
+}
 
 
 def _out_of_fold_auc(features: np.ndarray, positive: np.ndarray, seed: int) -> float:

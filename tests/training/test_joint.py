@@ -14,12 +14,20 @@ from applecider_batch.archive.read import Archive
 from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.calibration import FUSED, Calibration
+from applecider_batch.inference.fusion import log_softmax
+from applecider_batch.inference.marginal import REDSHIFT_SCALE, marginalise
 from applecider_batch.models.model_set import ModelSet, init_model_set
 from applecider_batch.storage import Store
+from applecider_batch.training.answers import ask
 from applecider_batch.training.dataset import load_dataset
-from applecider_batch.training.evaluate import ask
 from applecider_batch.training.joint import check_sides, joint_examples, train_joint
-from applecider_batch.training.joint_task import JointNetwork, JointTask, joint_batch, predict_joint
+from applecider_batch.training.joint_task import (
+    JointNetwork,
+    JointTask,
+    joint_batch,
+    mean_over_trials,
+    predict_joint,
+)
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.splits import SplitRule
 from tests.training.conftest import SMALL, Survey, kill_in_training
@@ -104,3 +112,15 @@ def test_killed_and_resumed_gives_the_same_weights(survey: Survey, networks: str
 def test_too_few_modalities_are_refused(survey: Survey, networks: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 4 of them"):
         _train(str(tmp_path), *survey, networks, min_modalities=4)
+
+
+def test_the_mean_over_trial_redshifts_is_that_of_a_run() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, (9, 5)).astype(np.float32)
+    redshift, offsets = rng.uniform(0, 0.3, 9), np.array([0, 1, 5, 9])
+    energy = -np.logaddexp.reduce(logits, axis=1)
+    want = log_softmax(marginalise(logits, logits, energy, redshift, offsets)[0])
+    evidence = torch.as_tensor(-redshift / REDSHIFT_SCALE - energy)
+    owner = torch.as_tensor(np.repeat(np.arange(3), np.diff(offsets)))
+    found = mean_over_trials(torch.as_tensor(log_softmax(logits)), evidence, owner)
+    assert found.numpy() == pytest.approx(want, abs=1e-5)
