@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.catalog.columns import SHORT_NAMES, float32, floats
+from applecider_batch.catalog.columns import SHORT_NAMES, equals, float32, floats
 from applecider_batch.catalog.summary import by_days, horizon_label
 from applecider_batch.inference.anomaly import ITEM_SCORES, row_scores
 from applecider_batch.inference.anomaly_reference import FLAG_LEVELS, SCORES
@@ -60,6 +60,25 @@ def anomaly_columns(
         "anomaly_n_ref": pa.array(found.n_ref, mask=~known),
         "anomaly_ref_group": pa.array(found.group, pa.string()),
     }
+
+
+def contradictions(table: pa.Table) -> np.ndarray:
+    """Rows whose anomaly columns contradict each other, bool (n,).
+
+    A p-value stands in scope only, not below 1 / (n_ref + 1), with the flag that follows from it; without one
+    there is no flag and no q-value.
+    """
+    p, flag, n_ref = (floats(table, f"anomaly_{name}") for name in ("pvalue", "flag", "n_ref"))
+    known = np.isfinite(p)
+    with np.errstate(invalid="ignore"):
+        # float32 columns: a p-value on a level may lie on either side of it.
+        least, most = (
+            sum((p <= level * slack).astype(int) for level in FLAG_LEVELS) for slack in (1 - 1e-6, 1 + 1e-6)
+        )
+        wrong = (p > 1 + 1e-6) | (p * (n_ref + 1) < 1 - 1e-6) | (flag < least) | (flag > most)
+    without = np.isfinite(flag) | np.isfinite(n_ref) | np.isfinite(floats(table, "anomaly_qvalue"))
+    in_scope = equals(table, "gate", "in_scope")
+    return np.where(known, wrong | ~np.isfinite(flag) | ~np.isfinite(n_ref) | ~in_scope, without)
 
 
 class QValues:

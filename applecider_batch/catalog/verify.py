@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.catalog.anomaly import contradictions
 from applecider_batch.catalog.columns import SHORT_NAMES, floats
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.run_folder import first_disorder
@@ -32,8 +33,8 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     Checked are: size and sha256 of every part; schema and nulls; order and uniqueness of (objectId, episode,
     horizon_days); exactly one row for every horizon of an episode, one row alone for an object without t0;
     probabilities that sum to 1, fused = mean over the modalities in the mask, masks that match the columns;
-    class_top1 only in scope and equal to the largest probability; no probabilities on failed rows; the
-    counts of ``catalog.json``; and ``content_sha256``.
+    class_top1 only in scope and equal to the largest probability; no probabilities on failed rows; anomaly
+    flags that follow from their p-values; the counts of ``catalog.json``; and ``content_sha256``.
 
     Returns
     -------
@@ -63,6 +64,14 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
         last_row = table.slice(table.num_rows - 1)
         for check in (_check_identity, _check_probabilities, _check_classes):
             check(table, problems)
+        problems.rows(
+            "anomaly",
+            table,
+            contradictions(table),
+            lambda where: (
+                f"p-value, flag and reference of the anomaly scores contradict each other: {where}."
+            ),
+        )
         _check_horizons(table, horizons, problems)
         summary.update(table)
         content.update(table)

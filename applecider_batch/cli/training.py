@@ -400,7 +400,8 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
 def calibrate(given: LabelledData) -> None:
     """Fit temperatures on the validation objects and write them into the model set.
 
-    Give the split that the networks were trained with.
+    Give the split that the networks were trained with. An anomaly reference was fitted with the old
+    temperatures and leaves the set: run models fit-anomaly afterwards.
 
     Example: applecider-batch calibrate --archive ARCHIVE --labels labels.parquet --models MODELS
     """

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from applecider_batch.catalog.anomaly import QValues
+from applecider_batch.catalog.anomaly import QValues, contradictions
 from applecider_batch.catalog.columns import floats
 from applecider_batch.catalog.rows import assemble_rows
 from applecider_batch.inference.anomaly_reference import AnomalyReference
@@ -134,3 +134,18 @@ def test_qvalues_that_would_all_be_one_are_null() -> None:
     qvalues.update(table)
     assert qvalues.finish()["3"]["smallest_q"] is None
     assert np.isnan(floats(qvalues.annotate(table), "anomaly_qvalue")).all()
+
+
+def test_contradictions_are_found(reference: AnomalyReference) -> None:
+    table, _ = make(reference)
+    assert not contradictions(table).any()
+    for name, value in (
+        ("anomaly_flag", 2),
+        ("anomaly_n_ref", 3),
+        ("anomaly_pvalue", 1e-5),
+        ("gate", "moving"),
+        ("anomaly_pvalue", None),
+    ):
+        column = table.schema.field(name)
+        changed = pa.repeat(pa.scalar(value, column.type), len(table))
+        assert contradictions(table.set_column(table.schema.get_field_index(name), column, changed)).any()
