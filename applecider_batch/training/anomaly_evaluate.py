@@ -36,7 +36,13 @@ from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
 from applecider_batch.training.evaluate import horizon_name
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import average_precision, bootstrap, roc_auc
-from applecider_batch.training.photometry import PRESETS, PROFILE, PhotometryPreset, fit_photometry
+from applecider_batch.training.photometry import (
+    PRESETS,
+    PROFILE,
+    PhotometryPreset,
+    fit_photometry,
+    network_config,
+)
 from applecider_batch.training.photometry_task import Curves
 from applecider_batch.training.probe import summary_numbers
 from applecider_batch.training.splits import SplitRule
@@ -88,7 +94,7 @@ def curve_outputs(trained: Trained, curves: Curves, preset: PhotometryPreset) ->
     """All light curves of a data set through a trained network."""
     import torch
 
-    network = build_network(PROFILE, preset.network, **preset.config, n_classes=len(CLASSES)).eval()
+    network = build_network(PROFILE, preset.network, **network_config(preset, curves)).eval()
     network.load_state_dict(trained.state)
     ragged = curves.curves
     count = len(ragged.offsets) - 1
