@@ -45,6 +45,11 @@ def fit(
     )
     if not result["trained"]:
         say("Warning: the weights of this model set are untrained; what is anomalous to them means nothing.")
+    if result["trained_on_left_out"]:
+        say(
+            f"{result['trained_on_left_out']} validation objects were left out because a network was trained "
+            "on them: is this the split of the training?"
+        )
     lowest = min((group["lowest_p"] for group in result["groups"]), default=1.0)
     if lowest > 0.001:
         say(f"The 0.1 % flag can never fire: the lowest p that this reference can give is {lowest:.2g}.")

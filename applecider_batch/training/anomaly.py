@@ -7,8 +7,8 @@ either, because only those will be compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,9 @@ from applecider_batch.models.model_set import ModelSet, update_files
 from applecider_batch.training.answers import answers_of, run_networks
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
 from applecider_batch.training.labels import read_labels
-from applecider_batch.training.splits import SplitRule
+from applecider_batch.training.splits import PARTS, SplitRule
+
+_ANSWERED = ("seed", "objects", "latents_fitted", "trained_on_left_out", "training_known")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def fit_anomaly(
     ----------
     archive, labels, models : str
     split : SplitRule, optional
-        As in training: the reference must not hold objects that were trained on.
+        As in training; objects that a network in use says it was trained on never enter the reference.
     horizons : sequence of float or None
         A run's rows are compared with the nearest of these.
     seed : int
@@ -187,8 +189,8 @@ def fit_anomaly(
     Returns
     -------
     dict
-        ``model_set``, ``model_set_digest``, ``anomaly_ref_id``, ``objects``, what it was fitted on, and
-        ``groups``: with what the rows of a run can be compared, and which flags can fire there.
+        ``model_set``, ``model_set_digest``, ``anomaly_ref_id``, what it was fitted on, and ``groups``: with
+        what the rows of a run can be compared, and which flags can fire there.
     """
     model_set = ModelSet.load(models)
     if not model_set.defaults:
@@ -196,9 +198,10 @@ def fit_anomaly(
     opened = Archive.open(archive, storage_options)
     table = read_labels(labels, column=label_column, storage_options=storage_options)
     rule = split or SplitRule()
-    dataset = load_dataset(
-        opened, table, get_profile(model_set.profile), horizons=horizons, modalities=list(model_set.defaults)
-    ).split(rule)
+    profile = get_profile(model_set.profile)
+    dataset = load_dataset(opened, table, profile, horizons=horizons, modalities=model_set.inputs).split(rule)
+    ids, known = model_set.training_ids()
+    dataset, left_out = _untrained_validation(dataset, ids)
     outputs = run_networks(model_set, dataset, opened, device=device, threads=threads)
     reference = fit_reference(
         scored_objects(dataset, outputs),
@@ -208,6 +211,8 @@ def fit_anomaly(
             "archive": opened.snapshot.logical_digest,
             "split": asdict(rule),
             "counts": dataset.counts(),
+            "trained_on_left_out": left_out,
+            "training_known": known,
         },
     )
     changed = update_files(models, anomaly=(FILE, to_bytes(reference)))
@@ -216,9 +221,15 @@ def fit_anomaly(
         "model_set_digest": changed.digest,
         "anomaly_ref_id": changed.anomaly_ref_id,
         "trained": changed.trained,
-        **{name: reference.document[name] for name in ("seed", "objects", "latents_fitted")},
+        **{name: reference.document[name] for name in _ANSWERED},
         "groups": groups_of(reference),
     }
+
+
+def _untrained_validation(dataset: Dataset, training_ids: Collection[str]) -> tuple[Dataset, int]:
+    """The data set without the validation objects that trained a network after all, and their number."""
+    wrong = dataset.trained_on(training_ids) & (dataset.part == PARTS.index("validation"))
+    return replace(dataset, part=np.where(wrong, -1, dataset.part).astype(np.int8)), int(wrong.sum())
 
 
 def groups_of(reference: AnomalyReference) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ def evaluate_anomaly(
     opened = Archive.open(archive, storage_options)
     table = read_labels(labels, column=label_column, others=True, storage_options=storage_options)
     rule = split or SplitRule()
-    modalities = {"photometry", *(model_set.defaults if model_set.anomaly_ref_id else ())}
+    modalities = {"photometry", *(model_set.inputs if model_set.anomaly_ref_id else ())}
     dataset = load_dataset(opened, table, profile, horizons=HORIZONS, modalities=modalities).split(rule)
     number = np.bincount(dataset.label, minlength=len(dataset.classes)).tolist()
     counts = dict(zip(dataset.classes, number, strict=True))

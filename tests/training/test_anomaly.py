@@ -80,6 +80,12 @@ def test_fit_classify_build(
     assert len(reference.mask) == made["objects"] == 2 * round(0.45 * N / 2)
     assert reference.document["counts"]["validation"]["SN I"] == made["objects"] / 2
     assert {group["group"].split(", ")[2] for group in made["groups"]} == {"10 d", "full"}
+    assert (made["trained_on_left_out"], made["training_known"]) == (0, True)
+    # Another split: what trained the network stays out of the reference.
+    other = ask(capsys, *fit, "--split-seed", "1")
+    assert other["trained_on_left_out"] > 10
+    assert other["trained_on_left_out"] + other["objects"] == made["objects"]
+    assert ask(capsys, *fit) == made
 
     classify = ["classify", *common, "--executor", "serial", "--horizons", "10,full", "--quiet"]
     result = ask(capsys, *classify, "--run", str(tmp_path / "run"), "--objects-per-shard", "100")
