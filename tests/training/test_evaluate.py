@@ -18,6 +18,7 @@ from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.models.importing import put_network
 from applecider_batch.models.model_set import ModelSet, init_model_set
+from applecider_batch.schema import load_answers
 from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASSES
 from applecider_batch.training.ablations import availability_figure, shuffled_sky
@@ -45,6 +46,7 @@ def test_what_is_judged_and_left_out(
     options = ["--part", "all", "--horizons", "10,full", "--alert-days", "20", "--draws", "5"]
     assert run(["evaluate", "models", *where, *options, "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert set(document) == set(load_answers()["evaluate models"])
 
     alerts = Archive.open(survey.archive).read_alerts(0, 1 << 64, ["objectId", "jd", "rb", "isdiffpos"])
     t0 = {r["objectId"]: r["t0"] for r in truth if r["class"] and r["t0"] is not None}

@@ -17,6 +17,7 @@ from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
 from applecider_batch.models.model_set import ModelSet, verify_model_set
+from applecider_batch.schema import load_answers
 from applecider_batch.storage import Store
 from applecider_batch.training import image, stamp_cache
 from applecider_batch.training.dataset import Dataset
@@ -149,6 +150,7 @@ def test_killed_and_resumed_gives_the_same_weights(survey: Survey, tmp_path: Pat
     )
     assert not (tmp_path / "cut/set").exists()
     cut = _train(str(tmp_path / "cut"), *survey)
+    assert set(cut) == set(load_answers()["train"])
     assert cut["weights_sha256"] == whole["weights_sha256"]
     assert cut["model_set_digest"] == whole["model_set_digest"]
     assert verify_model_set(tmp_path / "cut/set")["verified"]

@@ -17,6 +17,7 @@ from applecider_batch.inference.calibration import FUSED, Calibration
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.inference.marginal import REDSHIFT_SCALE, marginalise
 from applecider_batch.models.model_set import ModelSet, init_model_set
+from applecider_batch.schema import load_answers
 from applecider_batch.storage import Store
 from applecider_batch.training.answers import ask
 from applecider_batch.training.dataset import load_dataset
@@ -94,6 +95,7 @@ def test_killed_and_resumed_gives_the_same_weights(survey: Survey, networks: str
     )
     assert not (tmp_path / "cut/set").exists()
     cut = _train(str(tmp_path / "cut"), *survey, networks)
+    assert set(cut) == set(load_answers()["train joint"])
     assert cut["model_set_digest"] == whole["model_set_digest"]
     before, after = ModelSet.load(networks), ModelSet.load(tmp_path / "cut/set")
     for modality, entry in after.defaults.items():

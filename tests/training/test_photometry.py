@@ -17,6 +17,7 @@ from applecider_batch.features.curve_summary import SUMMARY_NAMES
 from applecider_batch.inference.batches import pad_sequences
 from applecider_batch.inference.predictor import Predictor
 from applecider_batch.models.model_set import ModelSet, verify_model_set
+from applecider_batch.schema import load_answers
 from applecider_batch.training.calibrate import fit_temperature
 from applecider_batch.training.labels import label_table, read_labels
 from applecider_batch.training.photometry import load_curves
@@ -75,6 +76,7 @@ def test_train_evaluate_calibrate(
 
     assert run(["calibrate", *common, "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert set(document) == set(load_answers()["calibrate"])
     assert not document["calibrated"]  # fewer than 50 of a class
     assert document["check"]["photometry"]["nll_after"] <= document["check"]["photometry"]["nll_before"]
     assert ModelSet.load(tmp_path / "set").calibration["temperature"] == document["temperature"]
