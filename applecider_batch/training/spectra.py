@@ -46,6 +46,8 @@ class SpectraPreset:
     options : TrainerOptions
     augmentation : SpectraAugmentation
     network : str
+    profile : str
+        Of the network; its spectra must be those of the paper's profile.
     gamma : float
         Of the focal loss; 0 is cross entropy.
     balance : float or None
@@ -58,6 +60,7 @@ class SpectraPreset:
     options: TrainerOptions = field(default_factory=TrainerOptions)
     augmentation: SpectraAugmentation = field(default_factory=SpectraAugmentation)
     network: str = "spectranet"
+    profile: str = PROFILE
     gamma: float = 2.0
     balance: float | None = 0.999
     smoothing: float = 0.0
@@ -66,14 +69,14 @@ class SpectraPreset:
 _RESNET = SpectraPreset(
     config={"members": 3},
     options=TrainerOptions(
-        epochs=40,
+        epochs=32,
         batch_size=64,
         learning_rate=2e-3,
         weight_decay=0.05,
         warmup_epochs=2,
         cosine=True,
         ema=0.99,
-        patience=40,
+        patience=32,
         clip=2.0,
     ),
     augmentation=SpectraAugmentation(unknown=0.0, wrong=0.25),
@@ -230,7 +233,7 @@ def fit_spectra(data: SpectraSet, store: Store, preset: SpectraPreset, *, progre
         "data": json_digest([data.spec_id.tolist(), data.label.tolist(), data.part.tolist()]),
     }
     torch.manual_seed(preset.options.seed)
-    network = build_network(PROFILE, preset.network, **config)
+    network = build_network(preset.profile, preset.network, **config)
     task = SpectraTask(data, preset, network)
     return train(network, task, preset.options, store, identity=identity, progress=progress)
 
