@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 
-.PHONY: demo test lint bench docs clean install
+.PHONY: demo test lint bench chaos docs clean install
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ bench: $(STAMP)  ## what can be measured without any data of one's own
 
 docs: $(STAMP)  ## the documentation as a site in site/, to be read without a network
 	$(BIN)/python -m mkdocs build --strict --quiet
+
+chaos: $(STAMP)  ## a Ray cluster over S3, its processes killed at random, 20 rounds
+	$(BIN)/python -m benchmarks.chaos --rounds 20
 
 clean:
 	rm -rf $(VENV) demo build dist site

@@ -97,17 +97,3 @@ def test_a_disk_that_is_full_ends_the_run_and_it_goes_on_later(
     assert not (run / "quarantine").exists()
     assert start("serial", archive, run).wait(timeout=90) == 0
     assert committed_rows(run) == undisturbed
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_ray_driver_killed(archive: str, undisturbed: pa.Table, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    driver = start("ray", archive, run, workers=2)
-    wait_for_commits(run, 2, driver)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    # The next driver takes the run over at once, though the killed one's workers may be alive for a moment.
-    assert start("ray", archive, run, workers=1).wait(timeout=120) == 0
-    assert committed_rows(run) == undisturbed
-    assert not (run / "lease.json").exists()
