@@ -163,7 +163,6 @@ def main() -> None:
             leave_out=[OTHER] if part == "later" else LEFT_OUT,
             seeds=asked.seeds,
             epochs=asked.epochs,
-            draws=100,
             label_column="type",
             split=rules.get(part, SplitRule(validation=0.2, test=0.25)),
             progress=True,

@@ -76,7 +76,6 @@ def evaluate(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings for each class left out.")] = 3,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each of these trainings.")] = 15,
-    draws: Annotated[int, typer.Option("--draws", min=0, help="Resamples for the intervals.")] = 200,
     quiet: QuietOption = False,
 ) -> None:
     """Leave classes out of a small light-curve network and find them; count how often the flags fire.
@@ -97,7 +96,6 @@ def evaluate(
         leave_out=leave_out,
         seeds=seeds,
         epochs=epochs,
-        draws=draws,
         progress=not quiet,
         **given.arguments(),
     )

@@ -15,7 +15,7 @@ ECE_BINS = 15
 _TINY = 1e-12
 
 
-def _ranks(score: np.ndarray) -> np.ndarray:
+def average_ranks(score: np.ndarray) -> np.ndarray:
     """Average ranks, 1 for the lowest; float64 (n,)."""
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     end = np.cumsum(counts)
@@ -34,7 +34,7 @@ def roc_auc(positive: np.ndarray, score: np.ndarray) -> float:
     n_negative = len(positive) - n_positive
     if not (n_positive and n_negative):
         return float("nan")
-    rank_sum = _ranks(score)[positive].sum()
+    rank_sum = average_ranks(score)[positive].sum()
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 

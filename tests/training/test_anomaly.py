@@ -16,8 +16,9 @@ from applecider_batch.catalog.read import read_catalog
 from applecider_batch.cli.main import run
 from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.models.model_set import ModelSet, update_files
-from applecider_batch.training.anomaly_evaluate import detection_measures
+from applecider_batch.training.anomaly_evaluate import auroc_interval, detection_measures
 from applecider_batch.training.anomaly_rates import wilson
+from applecider_batch.training.metrics import bootstrap, roc_auc
 
 N, N_OTHER = 240, 30
 SPLIT = ["--validation", "0.45", "--test", "0.2"]
@@ -119,7 +120,7 @@ def test_evaluate(
     common = ["--archive", survey[0], "--models", str(trained), "--labels", survey[1], *SPLIT]
     ask(capsys, "models", "fit-anomaly", *common)
     evaluate = ["evaluate", "anomaly", *common, "--out", str(tmp_path), "--leave-out", "OTHER", "--quiet"]
-    found = ask(capsys, *evaluate, "--seeds", "1", "--epochs", "3", "--draws", "10")
+    found = ask(capsys, *evaluate, "--seeds", "1", "--epochs", "3")
     assert found == json.loads((tmp_path / "anomaly.json").read_text())
     full = found["left_out"]["OTHER"]["full"]
     n_test = 2 * round(0.2 * N / 2)
@@ -151,6 +152,19 @@ def test_detection_measures_of_a_small_ranking() -> None:
 
     assert found["auroc"] == pytest.approx(roc_auc_score(anomaly, score))
     assert found["auprc"] == pytest.approx(average_precision_score(anomaly, score))
+
+
+def test_interval_of_the_mean_auroc_is_that_of_resampled_objects() -> None:
+    rng = np.random.default_rng(3)
+    positive = rng.random(300) < 0.2
+    shared = rng.normal(size=300) + positive
+    scores = [np.round(shared + rng.normal(size=300), 1) for _ in range(3)]  # with ties
+
+    def mean_auroc(rows: np.ndarray) -> dict[str, float]:
+        return {"auroc": float(np.mean([roc_auc(positive[rows], s[rows]) for s in scores]))}
+
+    wanted = bootstrap(np.arange(300), mean_auroc, draws=1000)["auroc"]
+    assert auroc_interval(positive, scores) == pytest.approx(wanted, abs=0.015)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 50), (1, 100), (37, 80), (80, 80)])
