@@ -65,12 +65,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Injection:
-    """One re-injected light curve; ``flux`` NaN where it is below 5 sigma."""
+    """One re-injected light curve; ``flux`` NaN where it is below 5 sigma.
+
+    ``jd_first`` is where the first detection of the light curve came to lie, dimmed away or not.
+    """
 
     name: str
     curve: Curve
     host: dict[str, Any]
     dimming: float
+    jd_first: float
     jd: np.ndarray
     fid: np.ndarray
     flux: np.ndarray
@@ -161,7 +165,8 @@ def inject(
         curve = pool[int(rng.integers(len(pool)))]
         host = sites.hosts[int(rng.integers(len(sites.hosts)))]
         detected = curve.flux >= DETECTION_SNR * curve.flux_err
-        shift = round(float(rng.uniform(*span)) - float(curve.jd[detected][0]))
+        first = float(curve.jd[detected][0])
+        shift = round(float(rng.uniform(*span)) - first)
         dimming = float(rng.uniform(0.0, max(min(MAX_DIMMING, FAINTEST - curve.peak_mag), 0.0)))
         limit = sites.limit_errors(curve.fid, rng)
         scale = 10.0 ** (-0.4 * dimming)
@@ -174,7 +179,7 @@ def inject(
             seen = flux >= DETECTION_SNR * error
         made.append(
             Injection(
-                f"INJ{seed}x{number:06d}", curve, host, dimming, curve.jd + shift, curve.fid,
+                f"INJ{seed}x{number:06d}", curve, host, dimming, first + shift, curve.jd + shift, curve.fid,
                 np.where(seen, flux, np.nan), error, limit,
             )
         )  # fmt: skip

@@ -1,7 +1,8 @@
-"""``candidates find|label|drafts``."""
+"""``candidates find|label|drafts|completeness``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,3 +111,47 @@ def drafts(
 
     storage = parse_storage_options(storage_option)
     answer(write_drafts(candidates, archive, settings, out, top=top, storage_options=storage), format)
+
+
+@candidates_app.command("completeness")
+def completeness(
+    archive: Annotated[str, typer.Option("--archive", metavar="URL", help="Light curves and alerts.")],
+    models: Annotated[str, typer.Option("--models", metavar="SET", help="The model set.")],
+    labels: Annotated[
+        str, typer.Option("--labels", metavar="FILE", help="objectId and class: whose light curves to take.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Local folder to write.")],
+    injections: Annotated[int, typer.Option("--injections", min=1, help="Light curves to inject.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
+    horizon: Annotated[
+        float | None, typer.Option("--horizon", help="Search so many days after t0; the full history.")
+    ] = None,
+    threshold: ThresholdOption = 0.5,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+) -> None:
+    """Measure what the search finds: real light curves injected at other epochs, magnitudes and hosts.
+
+    They go through ingest, classify, catalog build and candidates find like any packet.
+
+    Example: applecider-batch candidates completeness --archive ARCHIVE --models MODELS
+    --labels labels.parquet --out COMPLETENESS
+    """
+    from applecider_batch.engine.completeness import measure_completeness
+    from applecider_batch.report.recovery import recovery_figure
+    from applecider_batch.storage import Store
+
+    result = measure_completeness(
+        archive,
+        models,
+        labels,
+        str(out),
+        count=injections,
+        seed=seed,
+        horizon=horizon,
+        threshold=threshold,
+        storage_options=parse_storage_options(storage_option),
+    )
+    title = f"{injections} injections, {models}, horizon {result['horizon']}, prob_transient >= {threshold:g}"
+    Store(out).write_atomic("recovery.png", recovery_figure(result["recovery"], title))
+    answer(result, format, leave_out=("recovery",))

@@ -46,6 +46,7 @@ from applecider_batch.training.labels import read_labels
 TRANSIENTS = tuple(name for key, name in zip(CLASS_KEYS, CLASSES, strict=True) if key in TRANSIENT_WEIGHTS)
 MAX_CURVES = 400
 MAX_SITES = 5000
+_RANGE_BYTES = 32 << 20
 NOTE = (
     "Real light curves, dimmed and moved in time, at the sites and with the measured quality of real alerts; "
     "stamps, forced photometry, spectra and another cadence are not simulated."
@@ -193,14 +194,13 @@ def _curves(
 
 def _site_alerts(archive: Archive, seed: int) -> pa.Table:
     """Alerts at sites off known stars, from ranges of hashes drawn until there are enough."""
-    counts = archive.object_counts()
-    starts = counts.column("hash_lo").filter(pc.greater(counts.column("alerts"), 0)).to_pylist()
+    ranges = archive.ranges(_RANGE_BYTES, ["alerts"])
     pieces: list[pa.Table] = []
     found = 0
-    for number in np.random.default_rng([seed, 8]).permutation(len(starts)).tolist():
+    for number in np.random.default_rng([seed, 8]).permutation(len(ranges)).tolist():
         if found >= MAX_SITES:
             break
-        alerts = archive.read_alerts(starts[number], starts[number] + (1 << 52))
+        alerts = archive.read_alerts(*ranges[number])
         alerts = alerts.filter(_usable_site(alerts))
         pieces.append(alerts)
         found += alerts.num_rows
@@ -269,17 +269,15 @@ def _injection_rows(
     rows = []
     for injection in injections:
         row = found.get(injection.name, {"stage": "injected", "lost_by": "no point of 5 sigma"})
-        detected = injection.detected
-        first = injection.jd[detected][0] if detected.any() else injection.jd[0]
         rows.append(
             {
                 "objectId": injection.name, "light_curve": injection.curve.name,
                 "class5": injection.curve.kind,
                 "host": injection.host["objectId"], "ra": injection.host["ra"], "dec": injection.host["dec"],
                 "abs_galactic_b": _abs_galactic_b(injection.host["ra"], injection.host["dec"]),
-                "jd_first": float(first), "year": _year(float(first)), "dimming": injection.dimming,
-                "peak_mag": injection.curve.peak_mag + injection.dimming,
-                "n_points": len(injection.jd), "n_detections": int(detected.sum()),
+                "jd_first": injection.jd_first, "year": _year(injection.jd_first),
+                "dimming": injection.dimming, "peak_mag": injection.curve.peak_mag + injection.dimming,
+                "n_points": len(injection.jd), "n_detections": int(injection.detected.sum()),
                 "stage": row["stage"], "lost_by": row["lost_by"], "class_top1": row.get("class_top1"),
                 "prob_transient": row.get("prob_transient"),
             }
