@@ -154,6 +154,7 @@ def _identity_columns(identity: Mapping[str, Any], n_rows: int) -> dict[str, pa.
         "shard_id": pa.scalar(identity["shard_id"], pa.int32()),
         "model_set_id": pa.scalar(identity["model_set_id"], pa.string()),
         "calibration_id": pa.scalar(identity.get("calibration_id"), pa.string()),
+        "gate_id": pa.scalar(identity.get("gate_id"), pa.string()),
         "anomaly_ref_id": pa.scalar(identity.get("anomaly_ref_id"), pa.string()),
         "prior_id": pa.scalar(identity.get("prior_id"), pa.string()),
         "pipeline_version": pa.scalar(identity["pipeline_version"], pa.string()),

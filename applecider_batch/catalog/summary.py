@@ -1,20 +1,18 @@
-"""Counts of a catalogue: rows, gates, classes, modalities, and the funnel of cuts by year."""
+"""Counts of a catalogue: rows, gates, classes, modalities, and the funnel (`catalog.funnel`)."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.catalog.funnel import Funnel
 from applecider_batch.taxonomy import CLASSES, GATES
 
-#: Steps of the funnel: what is left after each cut, in the order of the cuts.
-FUNNEL_STEPS = (
-    "episodes", "processed", "not_moving", "not_variable_star", "not_artefact", "in_scope", "classified",
-)  # fmt: skip
 FULL = "full"
 
 
@@ -27,9 +25,14 @@ class Summary:
     """Counts over catalogue rows, fed in tables that hold whole objects in row order.
 
     An episode is counted once, by its last row: ``full`` where the run has it, else its longest horizon.
+
+    Parameters
+    ----------
+    own_cuts : mapping, optional
+        The run's own cut presets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_cuts: Mapping[str, Any] | None = None) -> None:
         self.rows = 0
         self.objects = 0
         self.episodes = 0
@@ -42,7 +45,7 @@ class Summary:
         self._modalities: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._known: Counter[str] = Counter()
-        self._funnel: dict[str, Counter[str]] = {}
+        self._funnel = Funnel(own_cuts)
 
     def update(self, table: pa.Table) -> None:
         """Count the rows of a table."""
@@ -50,8 +53,8 @@ class Summary:
             return
         self.rows += table.num_rows
         names = table.column("objectId").combine_chunks()
-        last_of_object = _run_ends(names)
-        last = last_of_object | _run_ends(table.column("episode").combine_chunks())
+        last_of_object = run_ends(names)
+        last = last_of_object | run_ends(table.column("episode").combine_chunks())
         self.objects += int(last_of_object.sum())
         self.episodes += int(last.sum())
         self.rows_in_error += table.num_rows - table.column("error_code").null_count
@@ -70,20 +73,7 @@ class Summary:
         self._gates.update(_counts(episodes.column("gate"), missing="failed"))
         self._modalities.update(_counts(episodes.column("modality_mask")))
         self._known.update(_counts(episodes.column("known_status")))
-        self._count_funnel(episodes)
-
-    def _count_funnel(self, episodes: pa.Table) -> None:
-        gate = np.array(pc.fill_null(episodes.column("gate"), "failed").to_pylist(), object)
-        classified = episodes.column("class_top1").is_valid().to_numpy()
-        left = [np.ones(len(gate), bool)]
-        for cut in ("failed", *GATES[1:]):
-            left.append(left[-1] & (gate != cut))
-        left.append(left[-1] & classified)
-        years = _years(episodes)
-        for year in np.unique(years):
-            counter = self._funnel.setdefault(str(year), Counter())
-            for step, mask in zip(FUNNEL_STEPS, left, strict=True):
-                counter[step] += int((mask & (years == year)).sum())
+        self._funnel.update(episodes)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain JSON values."""
@@ -103,10 +93,7 @@ class Summary:
             "modality_masks": dict(sorted(self._modalities.items())),
             "errors": dict(sorted(self._errors.items())),
             "known_status": dict(sorted(self._known.items())),
-            "funnel_by_year": {
-                year: {step: counter[step] for step in FUNNEL_STEPS}
-                for year, counter in sorted(self._funnel.items())
-            },
+            **self._funnel.as_dict(),
         }
 
 
@@ -115,7 +102,7 @@ def by_days(item: tuple[str, Any]) -> float:
     return float("inf") if item[0] == FULL else float(item[0])
 
 
-def _run_ends(values: pa.Array) -> np.ndarray:
+def run_ends(values: pa.Array) -> np.ndarray:
     """True where the next value differs, and at the end."""
     ends = np.ones(len(values), bool)
     ends[:-1] = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
@@ -127,12 +114,3 @@ def _counts(values: pa.ChunkedArray, missing: str | None = None) -> dict[str, in
     pairs = ((entry["values"], entry["counts"]) for entry in pc.value_counts(values).to_pylist())
     named = ((missing if value is None else str(value), count) for value, count in pairs)
     return {name: count for name, count in named if name is not None}
-
-
-def _years(episodes: pa.Table) -> np.ndarray:
-    """UTC year of t0, else of the first detection, as text; ``unknown`` where neither is there."""
-    jd = pc.coalesce(episodes.column("t0"), episodes.column("jd_first"))
-    known = jd.is_valid().to_numpy()
-    seconds = (pc.fill_null(jd, 2451544.5).to_numpy() - 2440587.5) * 86400.0
-    years = seconds.astype("datetime64[s]").astype("datetime64[Y]").astype(str)
-    return np.where(known, years, "unknown")

@@ -60,6 +60,7 @@ def build(
     """
     from applecider_batch.catalog.build import build_catalog
     from applecider_batch.catalog.crossmatch import MatchOptions
+    from applecider_batch.catalog.funnel import funnel_table
     from applecider_batch.catalog.known import parse_known, read_known
 
     options = parse_storage_options(storage_option)
@@ -72,10 +73,12 @@ def build(
         known=[read_known(file, kind, storage_options=options) for kind, file in lists],
         match=MatchOptions(match_radius, window, late_after),
     )
+    if format is not Format.json:
+        result["funnel"] = funnel_table(result["funnel_by_year"])
     answer(
         result,
         format,
-        leave_out=("columns", "identity", "parts"),
+        leave_out=("columns", "identity", "parts", "funnel_by_year"),
         next_command=f"applecider-batch catalog verify {out}",
     )
     if result.get("partial"):

@@ -11,7 +11,18 @@ import typer
 from typer.exceptions import TyperException
 
 from applecider_batch import __version__
-from applecider_batch.cli import anomaly, archive, candidates, catalog, demo, jobs, models, runs, training
+from applecider_batch.cli import (
+    anomaly,
+    archive,
+    candidates,
+    catalog,
+    demo,
+    gate,
+    jobs,
+    models,
+    runs,
+    training,
+)
 from applecider_batch.errors import EXIT_INTERNAL, EXIT_USAGE, AppleciderError
 
 app = typer.Typer(
@@ -46,7 +57,7 @@ def _root(
     configure_logging("DEBUG" if os.environ.get("APPLECIDER_BATCH_DEBUG") == "1" else "INFO")
 
 
-for group in (demo, archive, runs, jobs, catalog, candidates, models, training, anomaly):
+for group in (demo, archive, runs, jobs, catalog, candidates, models, training, anomaly, gate):
     group.register(app)
 
 

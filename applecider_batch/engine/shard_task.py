@@ -25,6 +25,8 @@ from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.region import select_region
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.errors import UserError
+from applecider_batch.features.cuts import own_presets
+from applecider_batch.features.gate_model import Judges
 from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
@@ -40,7 +42,7 @@ class Rooms:
     ----------
     open_archive : callable, (url, storage_options, snapshot) -> Archive
     load_models : callable, (models, storage_options) -> ModelSet
-    prepare : callable, (shard data, horizons, profile name, jd_max, modalities, own cuts, set_aside)
+    prepare : callable, (shard data, horizons, profile name, jd_max, modalities, judges, set_aside)
         -> Prepared
     cutouts : callable, (stamps table, profile name) -> float32 (n, C, S, S)
     cutout_shape : callable, (profile name) -> (C, S, S)
@@ -61,10 +63,9 @@ def _prepare(
     profile: str,
     jd_max: float,
     modalities: set[str],
-    cuts: Mapping[str, Any],
+    judges: Any,
     set_aside: Mapping[str, tuple[str, str]],
 ) -> Any:
-    from applecider_batch.features.cuts import own_presets
     from applecider_batch.features.inputs import prepare_shard
     from applecider_batch.features.profiles import get_profile
 
@@ -74,7 +75,7 @@ def _prepare(
         get_profile(profile),
         snapshot_jd_max=jd_max,
         modalities=modalities,
-        cuts=own_presets(cuts),
+        judges=judges,
         set_aside=set_aside,
     )
 
@@ -170,6 +171,7 @@ class ShardTask:
                 )
         self._profile: str = self.model_set.profile
         self._modalities = [name for name in MODALITIES if name in self.model_set.defaults]
+        self._judges = Judges(own_presets(identity.get("cuts", {})), self.model_set.learned_gate())
         self._calibration = Calibration.from_document(self.model_set.calibration)
         self._training_ids = self.model_set.training_ids()
         self._reference = load_reference(self.model_set)
@@ -259,7 +261,7 @@ class ShardTask:
             self._profile,
             0.0 if jd_max is None else jd_max,
             self.model_set.inputs,
-            self.plan.identity.get("cuts", {}),
+            self._judges,
             set_aside,
         )
 
@@ -294,6 +296,7 @@ class ShardTask:
             "shard_id": shard.shard_id,
             "model_set_id": self.model_set.model_set_id,
             "calibration_id": self.model_set.calibration_id,
+            "gate_id": self.model_set.gate_id,
             "anomaly_ref_id": self.model_set.anomaly_ref_id,
             "pipeline_version": __version__,
             "trained": self.model_set.trained,

@@ -18,6 +18,11 @@ Rules, in the order in which they decide; ``gate_reason`` names the one that did
 
 An object without t0 is judged by the same rules on all of its alerts; with only low rb it is an ``artefact``,
 otherwise it has ``too_few_detections``.
+
+Where the model set has a learned gate (`features.gate_model`), its score takes the place of the star rule: an
+object whose ``prob_in_scope`` is below the gate's threshold is what the gate takes it for (``gate_reason`` is
+``score``), one above it goes on to the rules behind, and is ``in_scope`` by ``score`` or, where the star rule
+would have said otherwise, by ``score_over_star_rule``.  All other rules stay.
 """
 
 from __future__ import annotations
@@ -53,7 +58,32 @@ def latest_alert(view: View) -> np.ndarray:
     return np.where(view.last > view.first, view.last - 1, -1)
 
 
-def judge(alerts: Alerts, view: View, points: Points, point_view: View, has_t0: np.ndarray) -> Gate:
+@dataclass(frozen=True)
+class Score:
+    """What a learned gate says of each view.
+
+    Attributes
+    ----------
+    probability : ndarray of float64, shape (v,)
+        Of in_scope; NaN where it says nothing.
+    otherwise : ndarray of object (str), shape (v,)
+        What the object is taken for below the threshold.
+    threshold : float
+    """
+
+    probability: np.ndarray
+    otherwise: np.ndarray
+    threshold: float
+
+
+def judge(
+    alerts: Alerts,
+    view: View,
+    points: Points,
+    point_view: View,
+    has_t0: np.ndarray,
+    score: Score | None = None,
+) -> Gate:
     """Apply the rules to each pair of views.
 
     Parameters
@@ -62,6 +92,8 @@ def judge(alerts: Alerts, view: View, points: Points, point_view: View, has_t0: 
     view, point_view : View
         Alerts and points visible; segments of both are numbered alike (one pair per row).
     has_t0 : ndarray of bool, shape (v,)
+    score : Score, optional
+        Of the learned gate.
 
     Returns
     -------
@@ -87,11 +119,18 @@ def judge(alerts: Alerts, view: View, points: Points, point_view: View, has_t0: 
     positive = alerts.positive[position] & ~alerts.solar_system[position]
     n_bogus = counts_of(segment, n, positive & (alerts.floats("rb") < RB_MIN)[position])
 
+    scored = np.zeros(n, bool) if score is None else np.isfinite(score.probability)
+    below = np.full(n, "", object)
+    if score is not None:
+        low = scored & (score.probability < score.threshold)
+        below[low] = score.otherwise[low]
+
     rules: list[tuple[np.ndarray, str, str]] = [
         ((n_alerts > 0) & (n_rock == n_alerts), "moving", "solar_system_all"),
         ((n_alerts > 0) & (n_rock >= MOVING_FRACTION * n_alerts), "moving", "solar_system_half"),
-        (on_a_star, "variable_star", "ps1_star"),
-        (gaia, "variable_star", "gaia_star"),
+        *((below == name, name, "score") for name in ("moving", "variable_star", "artefact")),
+        (on_a_star & ~scored, "variable_star", "ps1_star"),
+        (gaia & ~scored, "variable_star", "gaia_star"),
         (bright, "artefact", "bright_gaia_star"),
         (has_t0 & (n_eligible > 0) & (n_clean == 0), "artefact", "no_clean_alert"),
         (~has_t0 & (n_bogus > 0), "artefact", "rb_low"),
@@ -102,6 +141,8 @@ def judge(alerts: Alerts, view: View, points: Points, point_view: View, has_t0: 
         ),
         (~has_t0, "too_few_detections", "no_eligible_detection"),
         (~_two_apart(alerts, view, points, point_view), "too_few_detections", "not_two_30_min_apart"),
+        (scored & (on_a_star | gaia), "in_scope", "score_over_star_rule"),
+        (scored, "in_scope", "score"),
         (on_outburst_star(latest, star, outburst), "in_scope", "outburst_on_star"),
     ]
     gate = np.full(n, "in_scope", object)
@@ -137,7 +178,13 @@ def _bright_gaia(alerts: Alerts) -> np.ndarray:
 
 
 def outbursts(alerts: Alerts) -> np.ndarray:
-    """Alerts whose positive difference flux lifts the source 2 mag above its reference, bool (n_alerts,).
+    """Alerts whose positive difference flux lifts the source 2 mag above its reference, bool (n_alerts,)."""
+    amplitude = amplitudes(alerts)
+    return alerts.positive & (amplitude >= OUTBURST_MAG) & np.isfinite(amplitude)
+
+
+def amplitudes(alerts: Alerts) -> np.ndarray:
+    """Magnitudes by which the difference flux of each alert would lift its source, NaN without one.
 
     The reference is ``magnr`` within 2 arcsec, else the PS1 magnitude of the same band within 2 arcsec.
     """
@@ -146,8 +193,7 @@ def outbursts(alerts: Alerts) -> np.ndarray:
     ps1 = np.select([fid == 1, fid == 2, fid == 3], [alerts.floats(f"s{band}mag1") for band in "gri"], np.nan)
     reference = np.where((distpsnr >= 0) & (distpsnr <= STAR_ARCSEC) & (ps1 > 0), ps1, np.nan)
     reference = np.where((distnr >= 0) & (distnr <= STAR_ARCSEC), alerts.floats("magnr"), reference)
-    amplitude = _amplitude(mag, reference)
-    return alerts.positive & (amplitude >= OUTBURST_MAG) & np.isfinite(amplitude)
+    return _amplitude(mag, reference)
 
 
 def _history_outbursts(alerts: Alerts, latest: np.ndarray, points: Points, view: View) -> np.ndarray:

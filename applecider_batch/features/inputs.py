@@ -27,9 +27,11 @@ from applecider_batch.features.asof import (
     walls_of,
 )
 from applecider_batch.features.curve_summary import CURVE_SUMMARY, curve_summary
-from applecider_batch.features.cuts import Preset, cut_columns
+from applecider_batch.features.cuts import cut_columns
 from applecider_batch.features.episodes import Episodes, find_episodes
-from applecider_batch.features.gate import judge
+from applecider_batch.features.gate import Score, judge
+from applecider_batch.features.gate_features import gate_features
+from applecider_batch.features.gate_model import Judges
 from applecider_batch.features.light_curves import (
     N_FEATURES,
     Events,
@@ -56,9 +58,15 @@ from applecider_batch.features.prepared import (
     rows_schema,
     subset,
 )
-from applecider_batch.features.profiles import Profile
+from applecider_batch.features.profiles import Profile, get_profile
 from applecider_batch.features.quality import Quality
-from applecider_batch.features.segments import expand_ranges, last_true, take_ranges, text_column
+from applecider_batch.features.segments import (
+    expand_ranges,
+    float_column,
+    last_true,
+    take_ranges,
+    text_column,
+)
 from applecider_batch.features.spectra import (
     NO_REDSHIFT_SOURCE,
     choose_spectra,
@@ -74,6 +82,7 @@ __all__ = ["ImageInputs", "PhotometryInputs", "Prepared", "Shard", "SpectraInput
 MODALITIES: tuple[str, ...] = ("photometry", "image", "spectra")
 JD_TO_MJD = 2400000.5
 _PARTIAL_COVERAGE = 0.5
+RULES_ALONE = Judges()
 
 
 def prepare_shard(
@@ -83,7 +92,7 @@ def prepare_shard(
     *,
     snapshot_jd_max: float,
     modalities: Collection[str] = MODALITIES,
-    cuts: Sequence[Preset] = (),
+    judges: Judges = RULES_ALONE,
     set_aside: Mapping[str, tuple[str, str]] | None = None,
 ) -> Prepared:
     """Rows and network inputs of a shard, every one behind its own as-of wall.
@@ -99,8 +108,8 @@ def prepare_shard(
         Last jd of the snapshot: the wall of the full history.
     modalities : collection of str
         Which inputs are made, of photometry, image, spectra; with photometry also ``curve_summary``.
-    cuts : sequence of Preset
-        The user's own presets, beside the packaged ones.
+    judges : Judges
+        The user's own cuts and the model set's learned gate.
     set_aside : mapping of objectId -> (error_code, sentence), optional
         Objects that are not to be touched: each has one row that says so.
 
@@ -120,9 +129,9 @@ def prepare_shard(
         return expand_rows(episodes, days, snapshot_jd_max)
 
     if not set_aside:
-        return _prepare(shard, rows, profile, snapshot_jd_max, modalities, cuts)
+        return _prepare(shard, rows, profile, snapshot_jd_max, modalities, judges)
     kept = subset(shard, [name for name in shard.objects if name not in set_aside])
-    rest = _prepare(kept, rows, profile, snapshot_jd_max, modalities, cuts)
+    rest = _prepare(kept, rows, profile, snapshot_jd_max, modalities, judges)
     return join_prepared([rest, failed_objects(set_aside, snapshot_jd_max, profile)])
 
 
@@ -143,7 +152,29 @@ def prepare_packets(
     def rows(episodes: Episodes, alerts: Alerts) -> RowSet:
         return packet_rows(episodes, alerts, max_days)
 
-    return _prepare(shard, rows, profile, snapshot_jd_max, modalities, ())
+    return _prepare(shard, rows, profile, snapshot_jd_max, modalities, RULES_ALONE)
+
+
+def prepare_gate(
+    shard: Shard, horizons: Sequence[float | None], *, snapshot_jd_max: float
+) -> tuple[pa.Table, np.ndarray]:
+    """Rows as :func:`prepare_shard` makes them, by the rules alone, to train a learned gate.
+
+    Returns
+    -------
+    rows : pyarrow.Table
+    features : ndarray of float64, shape (n_rows, F)
+        What a gate sees of each row.
+    """
+    days = check_horizons(horizons)
+
+    def rows(episodes: Episodes, alerts: Alerts) -> RowSet:
+        return expand_rows(episodes, days, snapshot_jd_max)
+
+    made = _Preparation(shard, rows, get_profile("paper"), frozenset(), RULES_ALONE)
+    seen = (made.alerts, made.alert_view, made.points, made.point_view)
+    features = made.gate_features(summarise(*seen))
+    return made.run().rows, features[made.of_row]
 
 
 RowMaker = Callable[[Episodes, Alerts], RowSet]
@@ -155,7 +186,7 @@ def _prepare(
     profile: Profile,
     snapshot_jd_max: float,
     modalities: Collection[str],
-    cuts: Sequence[Preset],
+    judges: Judges,
 ) -> Prepared:
     if unknown := sorted(set(modalities) - {*MODALITIES, CURVE_SUMMARY}):
         raise UserError(f"Unknown modalities {', '.join(unknown)}; allowed are {', '.join(MODALITIES)}.")
@@ -163,7 +194,7 @@ def _prepare(
         raise UserError(f"The profile '{profile.name}' has no summary numbers of light curves; 'paper' has.")
 
     def prepare(part: Shard) -> Prepared:
-        return _Preparation(part, rows, profile, frozenset(modalities), cuts).run()
+        return _Preparation(part, rows, profile, frozenset(modalities), judges).run()
 
     return prepare_isolating(shard, prepare, snapshot_jd_max, profile)
 
@@ -177,7 +208,7 @@ class _Preparation:
         rows: RowMaker,
         profile: Profile,
         modalities: frozenset[str],
-        cuts: Sequence[Preset],
+        judges: Judges,
     ) -> None:
         names = pa.array(shard.objects, pa.string())
         hashes = hash64(names)
@@ -186,7 +217,7 @@ class _Preparation:
         self.hashes: np.ndarray = hashes[order]
         self.profile = profile
         self.modalities = modalities
-        self.cuts = cuts
+        self.judges = judges
         self.alerts: Alerts = load_alerts(shard.alerts, self.objects)
         self.points: Points = load_points(shard.photometry, self.objects)
         self.spectra_table = shard.spectra
@@ -202,11 +233,11 @@ class _Preparation:
     def run(self) -> Prepared:
         self._identity()
         summary = summarise(self.alerts, self.alert_view, self.points, self.point_view)
-        flags = cut_columns(self.cuts, self.alerts, self.alert_view, summary.columns)
+        flags = cut_columns(self.judges.cuts, self.alerts, self.alert_view, summary.columns)
         of_view = {**summary.columns, **flags}
         self.columns |= {name: values.take(pa.array(self.of_row)) for name, values in of_view.items()}
         self.quality |= summary.quality[self.of_row]
-        self._gate()
+        self._gate(summary)
         photometry, light_curves = self._photometry()
         image = self._image(summary)
         spectra = self._spectra()
@@ -236,13 +267,21 @@ class _Preparation:
         for name, values in before.items():
             self.columns[name] = nullable(values[rows.episode], pa.int32(), values[rows.episode] < 0)
 
-    def _gate(self) -> None:
+    def _gate(self, summary: Summary) -> None:
         has_t0 = self.has_t0[self.alert_view.episode]
-        verdict = judge(self.alerts, self.alert_view, self.points, self.point_view, has_t0)
-        gate = verdict.gate[self.of_row]
-        self.columns["gate"] = pa.array(gate, pa.string())
+        gate, score = self.judges.gate, None
+        if gate is not None:
+            score = Score(*gate.judge(self.gate_features(summary)), gate.threshold)
+        verdict = judge(self.alerts, self.alert_view, self.points, self.point_view, has_t0, score)
+        probability = np.full(len(self.alert_view), np.nan) if score is None else score.probability
+        self.columns["gate"] = pa.array(verdict.gate[self.of_row], pa.string())
         self.columns["gate_reason"] = pa.array(verdict.reason[self.of_row], pa.string())
-        self.columns["prob_in_scope"] = pa.array((gate == "in_scope").astype(np.float32))
+        self.columns["prob_in_scope"] = nullable(probability[self.of_row], pa.float32())
+
+    def gate_features(self, summary: Summary) -> np.ndarray:
+        """What the learned gate sees of each view, float64 (v, F)."""
+        latitude = float_column(pa.table({"b": summary.columns["galactic_b"]}), "b")
+        return gate_features(self.alerts, self.alert_view, self.points, self.point_view, latitude)
 
     def _merged(self, view: View) -> Events:
         sequence, position = choose_points(self.points, view.segment, view.position, self.profile)

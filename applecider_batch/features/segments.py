@@ -74,6 +74,20 @@ def reduce_segments(
     return out
 
 
+def median_of(values: np.ndarray, segment: np.ndarray, n_segments: int) -> np.ndarray:
+    """Median of each segment, NaN left out; NaN where there is nothing, float64 (n_segments,)."""
+    given = np.isfinite(values)
+    values, segment = values[given], segment[given]
+    order = np.lexsort((values, segment))
+    values, segment = values[order], segment[order]
+    out = np.full(n_segments, np.nan)
+    starts = starts_of(segment)
+    if len(starts):
+        size = np.diff(np.append(starts, len(segment)))
+        out[segment[starts]] = 0.5 * (values[starts + (size - 1) // 2] + values[starts + size // 2])
+    return out
+
+
 def expand_ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All positions of the ranges [first, last).
 

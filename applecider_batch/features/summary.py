@@ -20,7 +20,14 @@ from applecider_batch.features.points import (
     repeated_measurements,
 )
 from applecider_batch.features.quality import Quality
-from applecider_batch.features.segments import counts_of, int_column, reduce_segments, starts_of, text_column
+from applecider_batch.features.segments import (
+    counts_of,
+    int_column,
+    median_of,
+    reduce_segments,
+    starts_of,
+    text_column,
+)
 
 # North galactic pole (J2000): the ICRS position of b = +90 deg.
 _NGP_RA, _NGP_DEC = np.deg2rad(192.85948), np.deg2rad(27.12825)
@@ -153,7 +160,7 @@ def _alert_columns(alerts: Alerts, view: View) -> tuple[dict[str, pa.Array], np.
         "candid_last": nullable(candids[np.where(none, 0, latest)], pa.int64(), none),
         "rb_max": nullable(extreme(np.maximum, "rb"), pa.float32()),
         "drb_max": nullable(extreme(np.maximum, "drb"), pa.float32()),
-        "drb_median": nullable(_median(values("drb"), segment, n), pa.float32()),
+        "drb_median": nullable(median_of(values("drb"), segment, n), pa.float32()),
         "drb_available": nullable(n_drb > 0, pa.bool_(), none),
         "frac_ss": nullable(np.where(none, _NAN, rocks / np.maximum(n_alerts, 1)), pa.float32()),
         "ssdistnr_min": nullable(
@@ -184,20 +191,6 @@ def _programmes(alerts: Alerts, view: View) -> np.ndarray:
     programme = int_column(alerts.table, "programid", 0)[view.position]
     bit = np.where((programme >= 1) & (programme <= 15), 1 << np.clip(programme - 1, 0, 14), 0)
     return reduce_segments(np.bitwise_or, bit, view.segment, len(view), 0)
-
-
-def _median(values: np.ndarray, segment: np.ndarray, n: int) -> np.ndarray:
-    """Median of the numbers of each segment, NaN where there is none."""
-    given = np.isfinite(values)
-    values, segment = values[given], segment[given]
-    order = np.lexsort((values, segment))
-    values, segment = values[order], segment[order]
-    out = np.full(n, _NAN)
-    starts = starts_of(segment)
-    if len(starts):
-        size = np.diff(np.append(starts, len(segment)))
-        out[segment[starts]] = 0.5 * (values[starts + (size - 1) // 2] + values[starts + size // 2])
-    return out
 
 
 def _schema_versions(alerts: Alerts, view: View) -> tuple[pa.Array, pa.Array]:

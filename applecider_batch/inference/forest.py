@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from applecider_batch.features.trees import join_trees, leaf_nodes
+
 N_TREES = 100
 MAX_SAMPLES = 256
 _CHUNK = 1024
@@ -69,13 +71,7 @@ class Forest:
 
     def _paths(self, x: np.ndarray) -> np.ndarray:
         """Path length of each sample in each tree, float64 (n, n_trees)."""
-        n, width = x.shape
-        flat = np.ascontiguousarray(x).ravel()
-        start = (np.arange(n) * width)[:, None]
-        node = np.broadcast_to(self.root, (n, len(self.root)))
-        for _ in range(self.depth):
-            left = flat[start + self.feature[node]] <= self.threshold[node]
-            node = np.where(left, self.left[node], self.right[node])
+        node = leaf_nodes(x, self.feature, self.threshold, self.left, self.right, self.root, self.depth)
         return self.path[node].astype(np.float64)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -113,41 +109,13 @@ def fit_forest(x: np.ndarray, seed: int, *, n_trees: int = N_TREES, max_samples:
     samples = min(max_samples, len(x))
     fitted = IsolationForest(n_estimators=n_trees, max_samples=samples, random_state=seed)
     fitted.fit(np.asarray(x, np.float32))
-    parts: list[dict[str, np.ndarray]] = []
-    roots, offset, deepest = [], 0, 0
-    for tree in (estimator.tree_ for estimator in fitted.estimators_):
-        own = np.arange(tree.node_count)
-        leaf = tree.children_left < 0
-        depth = _depths(tree.children_left, tree.children_right)
-        parts.append(
-            {
-                "feature": np.where(leaf, 0, tree.feature).astype(np.int16),
-                "threshold": np.where(leaf, np.inf, _floor32(tree.threshold)).astype(np.float32),
-                "left": (np.where(leaf, own, tree.children_left) + offset).astype(np.int32),
-                "right": (np.where(leaf, own, tree.children_right) + offset).astype(np.int32),
-                "path": np.where(leaf, depth + _mean_path(tree.n_node_samples), 0).astype(np.float32),
-            }
-        )
-        roots.append(offset)
-        offset += tree.node_count
-        deepest = max(deepest, int(depth.max()))
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined, depth = join_trees(
+        (estimator.tree_ for estimator in fitted.estimators_),
+        lambda tree, depths: depths + _mean_path(tree.n_node_samples),
+    )
+    path = joined.pop("value").astype(np.float32)
     normal = float(_mean_path(np.array([samples]))[0])
-    return Forest(**joined, root=np.array(roots, np.int32), depth=deepest, normal=normal)
-
-
-def _depths(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Edges from the root to each node; a child's number is always above its parent's."""
-    depth = np.zeros(len(left))
-    for node in np.flatnonzero(left >= 0):
-        depth[[left[node], right[node]]] = depth[node] + 1
-    return depth
-
-
-def _floor32(threshold: np.ndarray) -> np.ndarray:
-    """The largest float32 not above: for a float32 sample the comparison has the same answer."""
-    near = threshold.astype(np.float32)
-    return np.where(near > threshold, np.nextafter(near, np.float32(-np.inf)), near)
+    return Forest(**joined, path=path, depth=depth, normal=normal)
 
 
 def _mean_path(n: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SET_FORMAT = "applecider-batch model set 1"
 MANIFEST = "model_set.toml"
 CALIBRATION = "calibration.json"
+GATE = "gate.safetensors"
 IDENTITY_CALIBRATION: dict[str, Any] = {
     "format": "applecider-batch calibration 1",
     "calibrated": False,
@@ -84,12 +85,18 @@ def save_set(
     entries: Iterable[Mapping[str, Any]],
     calibration: bytes | None = None,
     anomaly: Mapping[str, str] | None = None,
+    gate: bytes | None = None,
 ) -> None:
     """Write the manifest, last of all files.
 
     ``entries`` are manifest items as :func:`write_network` returns them; ``calibration`` the document's
-    bytes, None to keep what is there; ``anomaly`` a mapping with ``file`` and ``sha256``.
+    bytes, None to keep what is there; ``anomaly`` a mapping with ``file`` and ``sha256``; ``gate`` the
+    learned gate's bytes, None to keep what is there: it knows nothing of the networks.
     """
+    kept = read_manifest(store).get("gate") if store.exists(MANIFEST) else None
+    if gate is not None:
+        store.write_atomic(GATE, gate)
+        kept = {"file": GATE, "sha256": sha256(gate)}
     if calibration is not None:
         store.write_atomic(CALIBRATION, calibration)
     else:
@@ -98,6 +105,8 @@ def save_set(
     lines += ["", "[calibration]", f"file = {_toml(CALIBRATION)}", f"sha256 = {_toml(sha256(calibration))}"]
     if anomaly:
         lines += ["", "[anomaly]", f"file = {_toml(anomaly['file'])}", f"sha256 = {_toml(anomaly['sha256'])}"]
+    if kept:
+        lines += ["", "[gate]", f"file = {_toml(kept['file'])}", f"sha256 = {_toml(kept['sha256'])}"]
     for item in sorted(entries, key=lambda e: e["name"]):
         lines += ["", "[[network]]", *(f"{key} = {_toml(value)}" for key, value in item.items())]
     store.write_atomic(MANIFEST, ("\n".join(lines) + "\n").encode())

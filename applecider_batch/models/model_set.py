@@ -7,6 +7,7 @@
     SET/<name>.card.json            the card, see `models.card`
     SET/calibration.json            temperatures; ``calibrated = false`` and 1.0 where none was fitted
     SET/<anomaly reference>         optional
+    SET/gate.safetensors            the learned gate, optional; without it the rules decide alone
 
 Several networks of a modality may lie in a set; the one with ``default = true`` is used. Every file is
 checked against its digest when the set is loaded, so a set is what its manifest says or it is refused.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
 from applecider_batch.features.curve_summary import CURVE_SUMMARY
+from applecider_batch.features.gate_model import LearnedGate
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
@@ -97,6 +99,8 @@ class ModelSet:
     anomaly_file : str or None
         Name of the anomaly reference beside the manifest.
     anomaly_ref_id : str or None
+    gate : dict or None
+        ``file`` and ``sha256`` of the learned gate.
     store : Store
     """
 
@@ -108,6 +112,7 @@ class ModelSet:
     calibration_id: str
     anomaly_file: str | None
     anomaly_ref_id: str | None
+    gate: dict[str, str] | None
     store: Store
 
     @property
@@ -166,6 +171,18 @@ class ModelSet:
         """The anomaly reference's bytes, or None."""
         return self.store.read_bytes(self.anomaly_file) if self.anomaly_file else None
 
+    @property
+    def gate_id(self) -> str | None:
+        """First 16 hex digits of the learned gate's SHA-256, or None."""
+        return self.gate["sha256"][:16] if self.gate else None
+
+    def learned_gate(self) -> LearnedGate | None:
+        """The set's learned gate, or None."""
+        if self.gate is None:
+            return None
+        data = checked_bytes(self.store, self.gate["file"], self.gate["sha256"])
+        return LearnedGate.from_bytes(data, f"{self.store.url}/{self.gate['file']}")
+
     def summary(self) -> dict[str, Any]:
         """What the set holds, as one JSON document: names, digests, calibration and every card."""
         return {
@@ -178,6 +195,7 @@ class ModelSet:
             "calibrated": bool(self.calibration.get("calibrated", False)),
             "calibration_id": self.calibration_id,
             "anomaly_ref_id": self.anomaly_ref_id,
+            "gate_id": self.gate_id,
             "networks": [
                 {
                     "name": e.name,
@@ -221,8 +239,9 @@ class ModelSet:
         entries = tuple(_entry(store, item, check_weights) for item in manifest["network"])
         calibration = checked_bytes(store, manifest["calibration"]["file"], manifest["calibration"]["sha256"])
         anomaly = manifest.get("anomaly")
-        if anomaly is not None:
-            checked_bytes(store, anomaly["file"], anomaly["sha256"])
+        for part in (anomaly, manifest.get("gate")):
+            if part is not None:
+                checked_bytes(store, part["file"], part["sha256"])
         return cls(
             name=manifest["name"],
             profile=manifest["profile"],
@@ -232,6 +251,7 @@ class ModelSet:
             calibration_id=manifest["calibration"]["sha256"][:16],
             anomaly_file=anomaly["file"] if anomaly else None,
             anomaly_ref_id=anomaly["sha256"][:16] if anomaly else None,
+            gate=manifest.get("gate"),
             store=store,
         )
 
@@ -282,9 +302,10 @@ def update_files(
     *,
     calibration: Mapping[str, Any] | None = None,
     anomaly: tuple[str, bytes] | None = None,
+    gate: bytes | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ModelSet:
-    """Put a calibration document or an anomaly reference (file name, bytes) into a set; returns it.
+    """Put a calibration document, an anomaly reference (file name, bytes) or a learned gate into a set.
 
     Another calibration takes the anomaly reference out of use: it was fitted with the old one.
     """
@@ -303,6 +324,7 @@ def update_files(
         entries=manifest["network"],
         calibration=document,
         anomaly=reference,
+        gate=gate,
     )
     return ModelSet.load(store.url, storage_options=storage_options)
 
@@ -397,7 +419,7 @@ def verify_model_set(path: str | Path, storage_options: Mapping[str, Any] | None
             parameters[item["name"]] = sum(p.numel() for p in network.parameters())
         except UserError as error:
             problems.append(str(error))
-    for part in ("calibration", "anomaly"):
+    for part in ("calibration", "anomaly", "gate"):
         try:
             if part in manifest:
                 checked_bytes(store, manifest[part]["file"], manifest[part]["sha256"])

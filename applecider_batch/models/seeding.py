@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,9 @@ MAIN_NETWORKS: dict[str, dict[str, str]] = {
 
 # Order of the spectra data set's nine classes (UPSTREAM); they become five by summing probabilities.
 SPECTRA_CLASSES = ("AGN", "CV", "IIP", "IIb", "IIn", "Ia", "Ib", "Ic", "TDE")
+
+# The learned gate that comes with the package: it knows nothing of the networks.
+PACKAGED_GATE = Path(__file__).with_name("gate.safetensors")
 
 # Round numbers of the size that ZTF alerts have: scales for an untrained network, not statistics of a
 # training set.
@@ -158,6 +162,7 @@ def write_untrained(
         profile=profile,
         entries=items,
         calibration=json_bytes(IDENTITY_CALIBRATION),
+        gate=PACKAGED_GATE.read_bytes(),
     )
 
 

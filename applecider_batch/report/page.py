@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from applecider_batch.catalog.funnel import STEPS, funnel_table, totals
 from applecider_batch.catalog.store import RUN_FILE, open_catalog
-from applecider_batch.catalog.summary import FUNNEL_STEPS
 from applecider_batch.features.quality import describe
 from applecider_batch.inference.anomaly_reference import describe as describe_reason
 from applecider_batch.inference.calibration import pattern_name
@@ -160,7 +160,7 @@ def _short(value: Any) -> str:
 
 
 def _tiles(info: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    last = _last_funnel(info)
+    last = totals(info["funnel_by_year"])
     return [
         ("objects", info["objects"], f"{info['episodes']:,} episodes"),
         ("rows", info["rows"], f"{len(info['horizons'])} horizons"),
@@ -171,30 +171,20 @@ def _tiles(info: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     ]
 
 
-def _last_funnel(info: Mapping[str, Any]) -> dict[str, int]:
-    years = info["funnel_by_year"].values()
-    return {step: sum(year[step] for year in years) for step in FUNNEL_STEPS}
-
-
 def _funnel(info: Mapping[str, Any]) -> dict[str, Any]:
-    total = _last_funnel(info)
-    top = max(total["episodes"], 1)
-    removed = {"processed": "failed", **{f"not_{gate}": gate for gate in GATES[1:4]}}
-    removed.update(in_scope="too_few_detections", classified="no usable modality")
-    bars, before = [], total["episodes"]
-    for step in FUNNEL_STEPS:
-        lost = before - total[step]
-        bars.append(
-            {
-                "step": step.replace("_", " "),
-                "left": total[step],
-                "percent": 100.0 * total[step] / top,
-                "lost": lost,
-                "by": removed.get(step, "").replace("_", " "),
-            }
-        )
-        before = total[step]
-    return {"bars": bars, "years": info["funnel_by_year"], "steps": FUNNEL_STEPS, "total": total}
+    rows = funnel_table(info["funnel_by_year"])
+    top = max(rows[0]["left"], 1)
+    bars = [
+        {
+            "step": row["cut"].replace("_", " "),
+            "left": row["left"],
+            "percent": 100.0 * row["left"] / top,
+            "lost": row["removed"],
+            "by": (row["because"] or "").replace("_", " "),
+        }
+        for row in rows
+    ]
+    return {"bars": bars, "years": info["funnel_by_year"], "steps": list(STEPS)}
 
 
 def _class_counts(info: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def read_labels(
     UserError
         If the file cannot be read, a column is missing, or no row can be used.
     """
-    table = _read(url, storage_options)
+    table = read_table(url, storage_options)
     return label_table(table, class_set=class_set, column=column, others=others, name=url)
 
 
@@ -126,20 +126,20 @@ def label_table(
     classes, to_class = CLASS_SETS[class_set], to_class5 if class_set == "five" else to_class10
     if others:
         classes = (*classes, OTHER)
-    ids = _texts(table, _column(table, OBJECT_COLUMNS, "object", name))
+    ids = column_texts(table, find_column(table, OBJECT_COLUMNS, "object", name))
     wanted = (column,) if column else CLASS_COLUMNS[class_set]
-    types = _texts(table, _column(table, wanted, "class", name))
+    types = column_texts(table, find_column(table, wanted, "class", name))
     optional = [
         next((c for c in names if c in table.column_names), None) for names in (GROUP_COLUMNS, SOURCE_COLUMNS)
     ]
-    groups, sources = (_texts(table, c) if c else [None] * len(ids) for c in optional)
+    groups, sources = (column_texts(table, c) if c else [None] * len(ids) for c in optional)
     conflict = (
         table.column(CONFLICT_COLUMN).to_pylist()
         if CONFLICT_COLUMN in table.column_names
         else [False] * len(ids)
     )
     broad = [wanted] if column else [(name,) for name in CLASS_COLUMNS["five"] if name in table.column_names]
-    kinds = [_texts(table, _column(table, names_, "class", name)) for names_ in broad]
+    kinds = [column_texts(table, find_column(table, names_, "class", name)) for names_ in broad]
     number = {c: i for i, c in enumerate(classes)}
     found: dict[str, tuple[int, str, str]] = {}
     left_out: Counter[str] = Counter()
@@ -186,7 +186,8 @@ def _population(
     return out
 
 
-def _read(url: str, storage_options: Any) -> pa.Table:
+def read_table(url: str, storage_options: Any) -> pa.Table:
+    """A Parquet or CSV file of labels as a table."""
     folder, _, name = str(url).rpartition("/")
     try:
         data = Store(folder or ".", storage_options).read_bytes(name)
@@ -199,7 +200,8 @@ def _read(url: str, storage_options: Any) -> pa.Table:
         raise UserError(f"The label table '{url}' is neither Parquet nor CSV: {error}.") from error
 
 
-def _column(table: pa.Table, names: tuple[str, ...], what: str, file: str) -> str:
+def find_column(table: pa.Table, names: tuple[str, ...], what: str, file: str) -> str:
+    """The first of the names that is a column; UserError if none is."""
     for name in names:
         if name in table.column_names:
             return name
@@ -208,5 +210,6 @@ def _column(table: pa.Table, names: tuple[str, ...], what: str, file: str) -> st
     )
 
 
-def _texts(table: pa.Table, column: str) -> list[str | None]:
+def column_texts(table: pa.Table, column: str) -> list[str | None]:
+    """A column's values as text, empty as None."""
     return [None if v is None or v == "" else str(v) for v in table.column(column).to_pylist()]

@@ -15,6 +15,7 @@ import pytest
 
 from applecider_batch.catalog.build import _Hashing, build_catalog
 from applecider_batch.catalog.content import ContentDigest
+from applecider_batch.catalog.funnel import STEPS, funnel_table
 from applecider_batch.catalog.read import read_catalog, read_table
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.errors import UserError
@@ -68,11 +69,38 @@ def test_counts_equal_a_plain_count(run: Path, tmp_path: Path) -> None:
     }
     assert total == {"episodes": len(last), "in_scope": gates.count("in_scope")}
     for year in info["funnel_by_year"].values():
-        assert list(year.values()) != []
-        steps = [year[s] for s in ("episodes", "processed", "not_moving", "not_variable_star", "not_artefact",
-                                   "in_scope", "classified")]  # fmt: skip
-        assert steps == sorted(steps, reverse=True)
+        assert list(year) == list(STEPS)
+        assert list(year.values()) == sorted(year.values(), reverse=True)
     assert set(info["funnel_by_year"]) <= {"unknown", *(str(y) for y in range(2018, 2025))}
+
+
+def test_the_funnel_adds_up_and_names_what_it_removed(run: Path, tmp_path: Path) -> None:
+    info = build_catalog(str(run), str(tmp_path / "cat"))
+    rows = {(row["objectId"], row["episode"]): row for row in make_rows(NAMES).to_pylist()}
+    # A plain walk: each episode falls out at the first cut that it does not pass.
+    fell: dict[str, int] = dict.fromkeys(STEPS, 0)
+    for row in rows.values():
+        passes = {
+            "processed": row["error_code"] is None,
+            "not_moving": row["gate"] != "moving",
+            "not_variable_star": row["gate"] != "variable_star",
+            "not_artefact": row["gate"] != "artefact",
+            "has_t0": row["t0"] is not None,
+            "in_scope": row["gate"] == "in_scope",
+            "classified": row["class_top1"] is not None,
+            "confident": (row["prob_top1"] or 0) >= 0.5,
+            "not_known": row["known_status"] not in ("known", "late"),
+            "anomalous": (row["anomaly_flag"] or 0) > 0,
+        }
+        fell[next((step for step, good in passes.items() if not good), "episodes")] += 1
+    found = {row["cut"]: row for row in funnel_table(info["funnel_by_year"])}
+    assert {cut: row["removed"] for cut, row in found.items() if cut != "episodes"} == {
+        step: n for step, n in fell.items() if step != "episodes"
+    }
+    assert sum(row["removed"] for row in found.values()) + found["anomalous"]["left"] == len(rows)
+    assert found["confident"]["removed"] > 0
+    for name, verdicts in info["cuts"].items():
+        assert sum(verdicts.values()) == found["in_scope"]["left"], name
 
 
 def test_same_run_same_bytes_and_stale_parts_go(run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,7 +142,7 @@ def prepare(
     profile: str,
     jd_max: float,
     wanted: set[str],
-    cuts: Mapping[str, Any],
+    judges: Any,
     set_aside: dict[str, tuple[str, str]],
 ) -> Prepared:
     """One row per object and horizon; light curves of 1 to 40 events; the object decides everything."""
@@ -226,6 +226,8 @@ def load_models(models: str, storage_options: Any = None) -> Any:
         calibration_id=None,
         anomaly_ref_id=None,
         picture_size=None,
+        gate_id=None,
+        learned_gate=lambda: None,
         training_ids=lambda: (frozenset(), False),
         defaults=defaults,
         inputs=set(defaults),
