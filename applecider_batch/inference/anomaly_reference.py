@@ -248,20 +248,14 @@ class AnomalyReference:
         """The reference objects for a row: the first rung of the ladder with enough, else the fullest."""
         key = (h, bits, cls)
         if key not in self._groups:
-            subsets = [b for b in range(1, bits) if b & bits == b]
-            rungs = [(bits, True)] + [(b, False) for b in sorted(subsets, key=lambda b: (-b.bit_count(), b))]
-            best: tuple[int, bool, int | None, np.ndarray] | None = None
-            for pattern, exact in rungs:
-                for wanted in (cls, None):
-                    members = self._members(h, pattern, exact, wanted)
-                    if best is None or len(members) > len(best[3]):
-                        best = (pattern, exact, wanted, members)
-                    if len(members) >= MIN_GROUP:
-                        break
-                if best is not None and len(best[3]) >= MIN_GROUP:
-                    break
-            found = best is not None and len(best[3]) >= MIN_ANY
-            self._groups[key] = self._make(h, *best) if found and best is not None else None
+            fewer = sorted((b for b in range(1, bits) if b & bits == b), key=lambda b: (-b.bit_count(), b))
+            patterns = [(bits, True), *((b, False) for b in fewer)]
+            rungs = [(pattern, exact, wanted) for pattern, exact in patterns for wanted in (cls, None)]
+            members = [self._members(h, *rung) for rung in rungs]
+            size = np.array([len(m) for m in members])
+            best = int(np.argmax(size >= MIN_GROUP if (size >= MIN_GROUP).any() else size))
+            usable = size[best] >= MIN_ANY
+            self._groups[key] = self._make(h, *rungs[best], members[best]) if usable else None
         return self._groups[key]
 
     def _members(self, h: int, bits: int, exact: bool, cls: int | None) -> np.ndarray:
