@@ -121,6 +121,11 @@ def test_the_comparison_backs_off_and_says_so() -> None:
     rare = judge(make_reference(1000, image_share=0.02), rows)
     assert {g.split(", ")[1] for g in rare.group} == {"photometry at least"}
     assert np.isnan(rare.pvalues[:, 4]).all()
+    loud = rows.values.copy()
+    loud[:, :, 1] = 1e6  # what the comparison leaves out cannot matter
+    np.testing.assert_array_equal(
+        judge(make_reference(1000, image_share=0.02), replace(rows, values=loud)).pvalue, rare.pvalue
+    )
     # too few of anything: no p-value, but the scores stand
     few = judge(make_reference(15), rows)
     assert np.isnan(few.pvalue).all()
