@@ -33,7 +33,9 @@ def light_curve_features(values: np.ndarray, offsets: np.ndarray, items: np.ndar
     try:
         import light_curve
     except ImportError as error:
-        raise SystemExit("This comparison needs the light-curve package: pip install light-curve") from error
+        raise SystemExit(
+            "This comparison needs the light-curve package: pip install 'applecider-batch[bench]'"
+        ) from error
     extractor = light_curve.Extractor(
         *(getattr(light_curve, name)() for name in NAMES),
         light_curve.BeyondNStd(1.0),

@@ -35,6 +35,7 @@ CLASSIFYING = ("photometry", "image", "spectra", "fusion")
 class NetworkSpec:
     """Where and with what a network is built; ``fixed``: what the profile decides, callers may change it.
 
+    ``reads_summary``: it wants the summary numbers of light curves beside their events.
     ``reads_pictures``: it wants spectra drawn by `features.spectra_raster`, not their flux.
     """
 
@@ -43,6 +44,7 @@ class NetworkSpec:
     builder: str = "build"
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     reads_pictures: bool = False
+    reads_summary: bool = False
 
 
 _BOTH_HEADS = {"classifier": "fc+head"}
@@ -52,7 +54,7 @@ _NETWORKS: dict[tuple[str, str], NetworkSpec] = {
     ("paper", "cls_transformer"): NetworkSpec("photometry", "photometry"),
     ("paper", "cls_transformer_mpt"): _MPT,
     ("paper", "informer"): NetworkSpec("photometry", "informer"),
-    ("paper", "tabular_ensemble"): NetworkSpec("photometry", "tabular_ensemble"),
+    ("paper", "tabular_ensemble"): NetworkSpec("photometry", "tabular_ensemble", reads_summary=True),
     ("paper", "astrominn"): NetworkSpec("image", "astrominn", "build_paper"),
     ("paper", "astrominn_compact"): NetworkSpec("image", "astrominn_compact"),
     ("paper", "convnext"): NetworkSpec("image_tower", "convnext", fixed={"in_chans": 4}),

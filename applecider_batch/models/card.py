@@ -147,7 +147,8 @@ class ModelCard:
                 f" ({', '.join(PHOTOMETRY_CHANNELS[:N_STANDARDISED])})."
             )
         summary = self.normalisation.get("summary")
-        if summary is not None and self.feature_names[len(PHOTOMETRY_CHANNELS) :] != SUMMARY_NAMES:
+        names = self.feature_names[len(PHOTOMETRY_CHANNELS) :]
+        if summary is not None and (names != SUMMARY_NAMES or len(summary.mean) != len(names)):
             raise UserError(
                 f"The card '{self.name}' was made for other summary numbers of light curves than this version"
                 " makes.",

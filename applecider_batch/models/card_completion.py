@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from applecider_batch.errors import UserError
+from applecider_batch.features.curve_summary import SUMMARY_NAMES
 from applecider_batch.features.profiles import UPSTREAM_METADATA, get_profile
 from applecider_batch.features.spectra_raster import CHANNELS
 from applecider_batch.models import CLASSIFYING, NetworkSpec, network_spec
@@ -122,7 +123,7 @@ def complete_card(
                 f"The card says {key} = '{document[key]}', the import '{value}'; they must agree."
             )
     given = document.get("normalisation", {})
-    parts = _STATISTICS.get(spec.modality, ())
+    parts = _STATISTICS.get(spec.modality, ()) + (("summary",) if spec.reads_summary else ())
     if len(parts) == 1 and "mean" in given:
         given = {parts[0]: given}
     lacking = ["class_order"] if spec.modality in CLASSIFYING and not document.get("class_order") else []
@@ -211,7 +212,7 @@ def _class_map(classes: Sequence[str], given: Any) -> tuple[tuple[float, ...], .
 def _fixed_channels(spec: NetworkSpec) -> tuple[str, tuple[str, ...]] | None:
     """What the input's channels are called, and their names, where no profile or card can change them."""
     if spec.modality in ("photometry", "pretraining"):
-        return "photometry", PHOTOMETRY_CHANNELS
+        return "photometry", PHOTOMETRY_CHANNELS + (SUMMARY_NAMES if spec.reads_summary else ())
     return ("picture", CHANNELS) if spec.reads_pictures else None
 
 

@@ -90,8 +90,8 @@ def untrained_card(
     normalisation: dict[str, Statistics | None] = {}
     if modality == "photometry":
         features, normalisation = PHOTOMETRY_CHANNELS, {"photometry": NOMINAL_PHOTOMETRY}
-        if network == "tabular_ensemble":
-            features, normalisation = PHOTOMETRY_CHANNELS + SUMMARY_NAMES, {**normalisation, "summary": None}
+        if spec.reads_summary:
+            features, normalisation = features + SUMMARY_NAMES, {**normalisation, "summary": None}
     elif modality == "image":
         features = tuple(cfg.get("feature_names", get_profile(profile).metadata_names))
         normalisation = {"metadata": _nominal(features) if profile == "paper" else None}

@@ -22,7 +22,7 @@ from applecider_batch.training.trees import TreeOptions, fit_trees
 
 PREDICT_BATCH = 256
 _WINDOW = 16  # batches that are sorted by length together
-_MIN_COUNT = 5
+_MIN_COUNT = 20
 _TREE_VERSIONS = 6  # of the variants of a curve: more of them teach trees little
 
 
@@ -139,7 +139,7 @@ def predict_curves(
 
 
 def stopping_score(label: np.ndarray, prob: np.ndarray) -> float:
-    """Macro-AUPRC over the classes with at least five objects (fewer make it a lottery), else over all."""
+    """Macro-AUPRC over the classes with at least 20 objects (fewer make it a lottery), else over all."""
     classes = counting_classes(label, prob.shape[1])
     counts = np.bincount(label, minlength=prob.shape[1])
     enough = classes[counts[classes] >= _MIN_COUNT]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from applecider_batch.errors import UserError
-from applecider_batch.features.curve_summary import DIRECT_NAMES, SUMMARY_NAMES
+from applecider_batch.features.curve_summary import CURVE_SUMMARY, DIRECT_NAMES, SUMMARY_NAMES
+from applecider_batch.models.card import Statistics
+from applecider_batch.models.card_completion import complete_card
+from applecider_batch.models.model_set import ModelSet, init_model_set
 from applecider_batch.models.tabular_ensemble import TabularEnsemble, build
+from applecider_batch.models.use import use_network
+from applecider_batch.taxonomy import CLASSES
 
 TO_FIVE = (0, 0, 1, 2, 3, 4, 1)
 SMALL = {"members": 3, "hidden": 12, "d_latent": 8, "rounds": 4, "leaves": 2, "depth": 1,
@@ -78,3 +86,23 @@ def test_what_is_refused(config: dict, said: str) -> None:
     x, mask, summary = inputs()
     with pytest.raises(ValueError, match="summary numbers must be"):
         build(**SMALL)(x, mask, summary[:, 1:])
+
+
+def test_a_card_says_the_statistics_of_the_summary_numbers(tmp_path: Path) -> None:
+    init_model_set(tmp_path / "set", networks=("tabular_ensemble",))
+    assert use_network(tmp_path / "set", "tabular_ensemble")["changed"]
+    model_set = ModelSet.load(tmp_path / "set")
+    assert CURVE_SUMMARY in model_set.inputs
+    card = model_set.defaults["photometry"].card
+    given = {"class_order": list(CLASSES), "normalisation": {"photometry": {"mean": [0] * 4, "std": [1] * 4}}}
+    with pytest.raises(UserError, match=r"normalisation\.summary"):
+        complete_card(given, "paper", "tabular_ensemble", name="a")
+    n = len(SUMMARY_NAMES)
+    summary = {"mean": [0.0] * n, "std": [1.0] * n}
+    given["normalisation"]["summary"] = summary  # type: ignore[index]
+    made, _ = complete_card(given, "paper", "tabular_ensemble", name="a")
+    assert made.reads_summary
+    assert made.feature_names == card.feature_names
+    fewer = {"mean": [0.0] * (n - 1), "std": [1.0] * (n - 1)}
+    with pytest.raises(UserError, match="other summary numbers"):
+        replace(made, normalisation=made.normalisation | {"summary": Statistics(**fewer)})

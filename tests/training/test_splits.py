@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from applecider_batch.errors import InternalError, UserError
-from applecider_batch.training.splits import RULES, SplitRule, check_no_leak, split_parts
+from applecider_batch.training.splits import FOLDS, RULES, SplitRule, check_no_leak, split_parts
 
 
 def _objects(n: int = 400) -> dict[str, np.ndarray]:
@@ -68,6 +68,9 @@ def test_dates_are_in_order_and_hash_is_the_rule() -> None:
     hashed = split_parts(SplitRule("hash"), **data)
     wanted = [int(hashlib.sha256(g.encode()).hexdigest()[8:16], 16) % 4 == 0 for g in data["group"]]
     assert ((hashed == 2) == wanted).all()
+    folds = np.stack([split_parts(SplitRule("hash", seed=k), **data) for k in range(FOLDS)])
+    assert ((folds == 2) == wanted).all()
+    assert ((folds == 1).sum(0) == ~np.array(wanted)).all()  # each validates once
 
 
 def test_refusals() -> None:
