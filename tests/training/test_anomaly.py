@@ -16,6 +16,7 @@ from applecider_batch.catalog.read import read_catalog
 from applecider_batch.cli.main import run
 from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.models.model_set import ModelSet, update_files
+from applecider_batch.schema import load_answers
 from applecider_batch.training.anomaly_evaluate import auroc_interval, detection_measures
 from applecider_batch.training.anomaly_rates import wilson
 from applecider_batch.training.metrics import bootstrap, roc_auc
@@ -72,6 +73,7 @@ def test_fit_classify_build(
     common = ["--archive", survey[0], "--models", str(trained)]
     fit = ["models", "fit-anomaly", *common, "--labels", survey[1], *SPLIT, "--horizons", "10,full"]
     made = ask(capsys, *fit)
+    assert set(made) == set(load_answers()["models fit-anomaly"])
     assert ask(capsys, *fit) == made  # the same bytes, the same digests
     loaded = ModelSet.load(trained)
     assert loaded.anomaly_ref_id == made["anomaly_ref_id"]
@@ -121,6 +123,7 @@ def test_evaluate(
     ask(capsys, "models", "fit-anomaly", *common)
     evaluate = ["evaluate", "anomaly", *common, "--out", str(tmp_path), "--leave-out", "OTHER", "--quiet"]
     found = ask(capsys, *evaluate, "--seeds", "1", "--epochs", "3")
+    assert set(found) == set(load_answers()["evaluate anomaly"])
     assert found == json.loads((tmp_path / "anomaly.json").read_text())
     full = found["left_out"]["OTHER"]["full"]
     n_test = 2 * round(0.2 * N / 2)
