@@ -74,18 +74,22 @@ def evaluate(
             help="Class to train without; may be repeated. All with enough objects, and OTHER, if not given.",
         ),
     ] = None,
+    horizons: Annotated[
+        str, typer.Option("--horizons", metavar="DAYS,…", help="Days after t0; 10, 30, 100 and full always.")
+    ] = "3,5,10,20,30,50,100,full",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings for each class left out.")] = 3,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each of these trainings.")] = 15,
     quiet: QuietOption = False,
 ) -> None:
     """Leave classes out of a small light-curve network and find them; count how often the flags fire.
 
-    Trains a compact network for each class left out and each seed, so it takes as long as that. The flags of
+    Trains a small network for each class left out and each seed, so it takes as long as that. The flags of
     the model set's own reference are counted on the split's test objects: give the split it was fitted with.
 
     Example: applecider-batch evaluate anomaly --archive ARCHIVE --labels labels.parquet --models MODELS
     --out ANOMALY
     """
+    from applecider_batch.cli.runs import parse_horizons
     from applecider_batch.training.anomaly_evaluate import evaluate_anomaly
 
     result = evaluate_anomaly(
@@ -94,6 +98,7 @@ def evaluate(
         given.models,
         out,
         leave_out=leave_out,
+        horizons=parse_horizons(horizons),
         seeds=seeds,
         epochs=epochs,
         progress=not quiet,

@@ -39,6 +39,7 @@ from applecider_batch.training.metrics import average_precision, average_ranks, 
 from applecider_batch.training.photometry import (
     PRESETS,
     PROFILE,
+    VALIDATION_HORIZONS,
     PhotometryPreset,
     fit_photometry,
     network_config,
@@ -54,6 +55,10 @@ MIN_LEFT_OUT = 10
 #: An isolation forest on simple numbers of the curve, without any network: what is there for free.
 FEATURES = "features_iforest"
 METHODS: tuple[str, ...] = (*ITEM_SCORES, "consensus", FEATURES)
+#: Small, because it is trained once for each class left out and each seed.
+PRESET = replace(
+    PRESETS["compact"], config={"d_model": 48, "n_heads": 4, "n_layers": 1, "d_ff": 96, "dropout": 0.1}
+)
 _BATCH = 256
 
 
@@ -139,8 +144,9 @@ def evaluate_anomaly(
     out: str,
     *,
     leave_out: Sequence[str] | None = None,
+    horizons: Sequence[float | None] = HORIZONS,
     seeds: int = 3,
-    epochs: int | None = None,
+    epochs: int = 15,
     split: SplitRule | None = None,
     label_column: str | None = None,
     device: str = "cpu",
@@ -156,6 +162,8 @@ def evaluate_anomaly(
         ``models`` gives the profile, and its reference (if it has one) is checked by the test objects.
     leave_out : sequence of str, optional
         Classes; ``OTHER`` for the types outside all classes. All that have enough objects if not given.
+    horizons : sequence of float or None
+        Those by which training stops are judged too.
     seeds, epochs : int
         Trainings for each class left out, and their length.
     split, label_column, device, threads, storage_options
@@ -173,7 +181,8 @@ def evaluate_anomaly(
     table = read_labels(labels, column=label_column, others=True, storage_options=storage_options)
     rule = split or SplitRule()
     modalities = {"photometry", *(model_set.inputs if model_set.anomaly_ref_id else ())}
-    dataset = load_dataset(opened, table, profile, horizons=HORIZONS, modalities=modalities).split(rule)
+    days = sorted({*horizons, *VALIDATION_HORIZONS}, key=lambda d: np.inf if d is None else d)
+    dataset = load_dataset(opened, table, profile, horizons=days, modalities=modalities).split(rule)
     number = np.bincount(dataset.label, minlength=len(dataset.classes)).tolist()
     counts = dict(zip(dataset.classes, number, strict=True))
     chosen = list(leave_out) if leave_out is not None else [c for c, n in counts.items() if n >= MIN_LEFT_OUT]
@@ -181,9 +190,7 @@ def evaluate_anomaly(
         if name not in counts:
             raise UserError(f"Unknown class '{name}'; allowed are {', '.join(counts)}.")
     store = Store(out)
-    preset = PRESETS["compact"]
-    options = replace(preset.options, device=device, threads=threads)
-    preset = replace(preset, options=replace(options, epochs=epochs) if epochs else options)
+    preset = replace(PRESET, options=replace(PRESET.options, epochs=epochs, device=device, threads=threads))
     document: dict[str, Any] = {
         "model_set_id": model_set.model_set_id,
         "trained": model_set.trained,
