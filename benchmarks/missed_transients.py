@@ -61,13 +61,17 @@ def prepare(data: Path, work: Path, models: str | None) -> tuple[str, str]:
     ingest(files, archive, photometry=[str(work / "curves.parquet")])
     if models is None:
         from applecider_batch.training.photometry import train_photometry
+        from applecider_batch.training.setup import TrainingRequest
         from applecider_batch.training.splits import SplitRule
 
         models = str(work / "models")
         ingest([], str(work / "training"), photometry=[str(data / "lightcurves/ztf_lightcurves.parquet")])
         train_photometry(
-            str(work / "training"), str(data / "lightcurves/ztf_objects.parquet"), str(work / "trained"),
-            models, preset="compact", split=SplitRule("hash"), epochs=12,
+            TrainingRequest(
+                archive=str(work / "training"), labels=str(data / "lightcurves/ztf_objects.parquet"),
+                out=str(work / "trained"), models=models, preset="compact", split=SplitRule("hash"),
+                epochs=12,
+            )
         )  # fmt: skip
     return archive, models
 

@@ -51,6 +51,7 @@ from applecider_batch.training.joint import joint_examples
 from applecider_batch.training.joint_task import JointNetwork, predict_joint
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import measures
+from applecider_batch.training.setup import TrainingRequest
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import train
 
@@ -137,18 +138,19 @@ def simulated(work: Path, objects: int, epochs: int) -> dict[str, Any]:
     if not Path(archive).exists():
         made = simulate(survey, n_objects=objects, n_nights=60, seed=7)
         ingest([str(n) for n in made["nights"]], archive, spectra=[f"{survey}/spectra.parquet"])
-    train_image(
-        archive,
-        labels,
-        str(work / "training"),
-        models,
+    data = TrainingRequest(
+        archive=archive,
+        labels=labels,
+        models=models,
+        out=str(work / "training"),
         preset="compact",
         split=RULE,
         epochs=epochs,
         progress=True,
     )
-    calibration = calibrate(archive, labels, models, split=RULE)
-    document = evaluate_models(archive, labels, models, str(work / "evaluation"), split=RULE)
+    train_image(data)
+    calibration = calibrate(data)
+    document = evaluate_models(data, str(work / "evaluation"))
     found = document["results"]["image"]
     shown = ("macro_auc", "macro_auprc", "balanced_accuracy", "accuracy", "auc TDE", "ece")
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ from applecider_batch.cli.output import (
     parse_storage_options,
     say,
 )
+
+if TYPE_CHECKING:
+    from applecider_batch.training.setup import LabelledData as LabelledDataRequest
+    from applecider_batch.training.setup import TrainingRequest
 
 train_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Train networks on labelled objects of an archive."
@@ -107,10 +111,13 @@ class LabelledData:
     format: FormatOption = Format.human
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the function behind the command."""
+        """Fields of `training.setup.LabelledData`."""
         from applecider_batch.training.splits import SplitRule
 
         return {
+            "archive": self.archive,
+            "labels": self.labels,
+            "models": self.models,
             "split": SplitRule(
                 self.split.value, seed=self.split_seed, validation=self.validation, test=self.test
             ),
@@ -119,6 +126,12 @@ class LabelledData:
             "threads": self.threads,
             "storage_options": parse_storage_options(self.storage_option),
         }
+
+    def data(self) -> LabelledDataRequest:
+        """What `evaluate` and `calibrate` take."""
+        from applecider_batch.training.setup import LabelledData
+
+        return LabelledData(**self.arguments())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +151,20 @@ class Training(LabelledData):
     quiet: QuietOption = False
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the function behind the command."""
+        """Fields of `training.setup.TrainingRequest`."""
         return super().arguments() | {
+            "out": self.out,
             "preset": self.preset.value,
             "epochs": self.epochs,
             "seed": self.seed,
             "progress": not self.quiet,
         }
+
+    def request(self) -> TrainingRequest:
+        """What the trainings take."""
+        from applecider_batch.training.setup import TrainingRequest
+
+        return TrainingRequest(**self.arguments())
 
     def answer(self, result: dict[str, Any], models: str | None = None) -> None:
         """Write the summary and name the next command, on the set that was written."""
@@ -165,7 +185,7 @@ class NetworkTraining(Training):
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the function behind the command."""
+        """Fields of `training.setup.TrainingRequest`."""
         return super().arguments() | {"name": self.name}
 
 
@@ -206,15 +226,11 @@ def photometry(
     from applecider_batch.training.photometry import train_photometry
 
     result = train_photometry(
-        given.archive,
-        given.labels,
-        given.out,
-        given.models,
+        given.request(),
         network=network.value,
         class_set=classes.value,
         pretrain_epochs=pretrain_epochs,
         head_epochs=head_epochs,
-        **given.arguments(),
     )
     given.answer(result)
 
@@ -237,9 +253,7 @@ def image(
     """
     from applecider_batch.training.image import train_image
 
-    result = train_image(
-        given.archive, given.labels, given.out, given.models, max_days=max_days, **given.arguments()
-    )
+    result = train_image(given.request(), max_days=max_days)
     given.answer(result)
 
 
@@ -267,13 +281,9 @@ def spectra(
     from applecider_batch.training.spectra import train_spectra
 
     result = train_spectra(
-        given.archive,
-        given.labels,
-        given.out,
-        given.models,
+        given.request(),
         network=network.value,
         class_set=classes.value,
-        **given.arguments(),
     )
     given.answer(result)
 
@@ -305,14 +315,10 @@ def joint(
     from applecider_batch.training.joint import train_joint
 
     found = train_joint(
-        given.archive,
-        given.labels,
-        given.out,
-        given.models,
+        given.request(),
         result=result,
         horizon=parse_horizons(horizon)[0],
         min_modalities=min_modalities,
-        **given.arguments(),
     )
     given.answer(found, result)
 
@@ -348,9 +354,7 @@ def evaluate(
     from applecider_batch.training.probe import probe_sentences
 
     result = evaluate_models(
-        given.archive,
-        given.labels,
-        given.models,
+        given.data(),
         out,
         part=part.value,
         horizons=parse_horizons(horizons),
@@ -358,7 +362,6 @@ def evaluate(
         include_trained=include_trained,
         draws=draws,
         seed=seed,
-        **given.arguments(),
     )
     for sentence in probe_sentences(result["source_probe"]):
         say(sentence)
@@ -407,7 +410,7 @@ def calibrate(given: LabelledData) -> None:
     """
     from applecider_batch.training.calibrate import calibrate as run
 
-    result = run(given.archive, given.labels, given.models, **given.arguments())
+    result = run(given.data())
     if not result["calibrated"]:
         few = [name for name, count in result["counts"].items() if count < result["min_per_class"]]
         say(f"Not called calibrated: fewer than {result['min_per_class']} objects of {', '.join(few)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,7 @@ from applecider_batch.inference.predictor import Predictor
 from applecider_batch.inference.shard import LocalPort, ShardOutputs, infer, stamp_reader
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.training.dataset import Dataset, load_dataset
-from applecider_batch.training.labels import LabelTable, read_labels
-from applecider_batch.training.splits import SplitRule
+from applecider_batch.training.setup import LabelledData
 
 BATCH = 256
 
@@ -103,7 +102,6 @@ class Opened:
     ----------
     model_set : ModelSet
     archive : Archive
-    labels : LabelTable
     profile : Profile
     dataset : Dataset
     answers : Answers
@@ -115,7 +113,6 @@ class Opened:
 
     model_set: ModelSet
     archive: Archive
-    labels: LabelTable
     profile: Profile
     dataset: Dataset
     answers: Answers
@@ -123,26 +120,14 @@ class Opened:
     training_known: bool
 
 
-def open_evaluation(
-    archive: str,
-    labels: str,
-    models: str,
-    *,
-    horizons: Sequence[float | None],
-    split: SplitRule | None,
-    label_column: str | None,
-    device: str,
-    threads: int,
-    storage_options: Mapping[str, Any] | None,
-) -> Opened:
+def open_evaluation(data: LabelledData, horizons: Sequence[float | None]) -> Opened:
     """Read the model set and the labelled data, split them and ask the networks."""
-    model_set = ModelSet.load(models)
+    model_set = ModelSet.load(data.models)
     if not model_set.defaults:
-        raise UserError(f"The model set '{models}' has no network in use.")
-    opened, profile = Archive.open(archive, storage_options), get_profile(model_set.profile)
-    table = read_labels(labels, column=label_column, storage_options=storage_options)
+        raise UserError(f"The model set '{data.models}' has no network in use.")
+    (opened, table), profile = data.open(), get_profile(model_set.profile)
     dataset = load_dataset(opened, table, profile, horizons=horizons, modalities=model_set.inputs)
-    dataset = dataset.split(split or SplitRule())
-    answers = ask(model_set, dataset, opened, device=device, threads=threads)
+    dataset = dataset.split(data.split)
+    answers = ask(model_set, dataset, opened, device=data.device, threads=data.threads)
     ids, known = model_set.training_ids()
-    return Opened(model_set, opened, table, profile, dataset, answers, dataset.trained_on(ids), known)
+    return Opened(model_set, opened, profile, dataset, answers, dataset.trained_on(ids), known)

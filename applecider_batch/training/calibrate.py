@@ -8,7 +8,6 @@ Where a class has fewer than 50 objects the set is not called calibrated, whatev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from applecider_batch.models.model_set import update_files
 from applecider_batch.training.answers import Answers, open_evaluation
 from applecider_batch.training.dataset import HORIZONS, Dataset
 from applecider_batch.training.metrics import expected_calibration_error, negative_log_likelihood
-from applecider_batch.training.splits import SplitRule
+from applecider_batch.training.setup import LabelledData
 
 MIN_PER_CLASS = 50
 MIN_PATTERN = 50
@@ -110,28 +109,13 @@ def calibration_document(dataset: Dataset, answers: Answers, members: np.ndarray
     }
 
 
-def calibrate(
-    archive: str,
-    labels: str,
-    models: str,
-    *,
-    split: SplitRule | None = None,
-    part: str = "validation",
-    label_column: str | None = None,
-    device: str = "cpu",
-    threads: int = 1,
-    storage_options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def calibrate(data: LabelledData, part: str = "validation") -> dict[str, Any]:
     """Fit temperatures on the validation objects and write them into the model set.
 
     Parameters
     ----------
-    archive, labels, models : str
-    split : SplitRule, optional
-        As in training: objects that were trained on must not calibrate.
+    data : LabelledData
     part : {"validation", "test"}
-    label_column, device, threads, storage_options
-        As in training.
 
     Returns
     -------
@@ -140,17 +124,7 @@ def calibrate(
     """
     if part not in ("validation", "test"):
         raise UserError(f"Calibrate on 'validation' or 'test'; given '{part}'.")
-    opened = open_evaluation(
-        archive,
-        labels,
-        models,
-        horizons=HORIZONS,
-        split=split,
-        label_column=label_column,
-        device=device,
-        threads=threads,
-        storage_options=storage_options,
-    )
+    opened = open_evaluation(data, HORIZONS)
     members = opened.dataset.members(part)
     members = members[~opened.trained_on[members]]
     if not len(members):
@@ -161,5 +135,5 @@ def calibrate(
     document = calibration_document(opened.dataset, opened.answers, members)
     if not document["temperature"]:
         raise UserError("No network of the set gave an answer for any object of that part.")
-    update_files(models, calibration=document)
+    update_files(data.models, calibration=document)
     return document

@@ -28,7 +28,8 @@ from applecider_batch.training.dataset import HORIZONS, Dataset, load_alerts
 from applecider_batch.training.metrics import report
 from applecider_batch.training.paper_tables import PaperTables
 from applecider_batch.training.probe import source_probe
-from applecider_batch.training.splits import PARTS, SplitRule
+from applecider_batch.training.setup import LabelledData
+from applecider_batch.training.splits import PARTS
 from applecider_batch.training.subclasses import nuclear_report, spectra_subclasses
 
 SWEPT = ("macro_auprc", "macro_auc", "balanced_accuracy", "auc SN I/SN II")
@@ -38,33 +39,25 @@ _FULL = 1000.0
 
 
 def evaluate_models(
-    archive: str,
-    labels: str,
-    models: str,
+    data: LabelledData,
     out: str,
     *,
     part: str = "test",
-    split: SplitRule | None = None,
     horizons: Sequence[float | None] = HORIZONS,
     alert_days: float = ALERT_DAYS,
     include_trained: bool = False,
     draws: int = 200,
     seed: int = 0,
-    label_column: str | None = None,
-    device: str = "cpu",
-    threads: int = 1,
-    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model set on a part of the labelled objects of an archive.
 
     Parameters
     ----------
-    archive, labels, models, out : str
-        ``out`` is a folder.
+    data : LabelledData
+    out : str
+        Folder to write.
     part : {"test", "validation", "train", "all"}
         ``all`` for objects that no network has seen.
-    split : SplitRule, optional
-        As in training.
     horizons : sequence of float or None
     alert_days : float
         Figures per alert are over alerts up to so many days after t0; 0: none.
@@ -72,8 +65,6 @@ def evaluate_models(
         Judge objects that trained a network, too.
     draws, seed : int
         Of the bootstrap over objects.
-    label_column, device, threads, storage_options
-        As in training.
 
     Returns
     -------
@@ -82,17 +73,7 @@ def evaluate_models(
     """
     if part not in (*PARTS, "all"):
         raise UserError(f"Unknown part '{part}'; allowed are {', '.join((*PARTS, 'all'))}.")
-    opened = open_evaluation(
-        archive,
-        labels,
-        models,
-        horizons=horizons,
-        split=split,
-        label_column=label_column,
-        device=device,
-        threads=threads,
-        storage_options=storage_options,
-    )
+    opened = open_evaluation(data, horizons)
     dataset, answers = opened.dataset, opened.answers
     asked = np.arange(len(dataset)) if part == "all" else dataset.members(part)
     members = asked if include_trained else asked[~opened.trained_on[asked]]
@@ -111,7 +92,7 @@ def evaluate_models(
         "trained": opened.model_set.trained,
         "calibrated": calibration.calibrated,
         "part": part,
-        "split": asdict(split or SplitRule()),
+        "split": asdict(data.split),
         "objects": dataset.counts(),
         "left_out": {
             "in_training_set": len(asked) - len(members),
@@ -129,17 +110,14 @@ def evaluate_models(
         for what, by_horizon in results.items()
     }
     if alert_days > 0:
-        rest = {"device": device, "threads": threads}
-        document["per_alert"] = _per_alert(opened, members, calibration, judge, alert_days, rest)
+        document["per_alert"] = _per_alert(opened, data, members, calibration, judge, alert_days)
     if "image" in answers.logits:
-        document["sky_shuffled"] = _sky_shuffled(opened, calibration, members, judge, device, threads)
+        document["sky_shuffled"] = _sky_shuffled(opened, data, members, calibration, judge)
         document["nuclear"] = nuclear_report(
             dataset, answers.log_prob("image", calibration)[:, -1], members, draws=draws, seed=seed
         )
     if "spectra" in answers.logits:
-        document["subclasses"] = spectra_subclasses(
-            opened, labels, label_column, members, draws=draws, seed=seed, storage_options=storage_options
-        )
+        document["subclasses"] = spectra_subclasses(opened, data, members, draws=draws, seed=seed)
     _write(store, document, dataset.horizons)
     return document
 
@@ -221,11 +199,11 @@ def _availability(opened: Opened, members: np.ndarray, judge: _Judge) -> dict[st
 
 def _per_alert(
     opened: Opened,
+    data: LabelledData,
     members: np.ndarray,
     calibration: Calibration,
     judge: _Judge,
     alert_days: float,
-    where: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Every eligible alert of the judged objects, as of its own packet."""
     alerts = load_alerts(
@@ -237,6 +215,7 @@ def _per_alert(
     )
     if not len(alerts):
         return {"alerts": 0, "days": alert_days}
+    where = {"device": data.device, "threads": data.threads}
     answers = ask(opened.model_set, alerts, opened.archive, **where)
     found = judge.all(alerts, answers, calibration, np.arange(len(alerts)))
     results = {what: by_horizon["full"] for what, by_horizon in found.items()}
@@ -249,20 +228,15 @@ def _per_alert(
 
 
 def _sky_shuffled(
-    opened: Opened,
-    calibration: Calibration,
-    members: np.ndarray,
-    judge: _Judge,
-    device: str,
-    threads: int,
+    opened: Opened, data: LabelledData, members: np.ndarray, calibration: Calibration, judge: _Judge
 ) -> dict[str, Any]:
     """Image and fused reports with ra and dec exchanged among the objects."""
     other = ask(
         opened.model_set,
         shuffled_sky(opened.dataset, opened.profile.metadata_names, judge.seed),
         opened.archive,
-        device=device,
-        threads=threads,
+        device=data.device,
+        threads=data.threads,
         modalities=("image",),
     )
     answers = Answers(opened.answers.logits | other.logits)

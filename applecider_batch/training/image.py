@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,8 +24,7 @@ from applecider_batch.training.image_task import (
     load_examples,
     metadata_statistics,
 )
-from applecider_batch.training.labels import read_labels
-from applecider_batch.training.setup import asked_options, cache_folder, choose_preset, data_record
+from applecider_batch.training.setup import TrainingRequest, cache_folder, choose_preset, data_record
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import Trained, TrainerOptions, train
 
@@ -106,38 +104,14 @@ def load_images(
     return dataset, load_examples(archive, dataset, profile, cache_folder(store), max_days)
 
 
-def train_image(
-    archive: str,
-    labels: str,
-    out: str,
-    models: str,
-    *,
-    preset: str = "paper",
-    split: SplitRule | None = None,
-    max_days: float = MAX_DAYS,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int = 1,
-    label_column: str | None = None,
-    name: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> dict[str, Any]:
+def train_image(request: TrainingRequest, *, max_days: float = MAX_DAYS) -> dict[str, Any]:
     """Train an image and metadata network and put it into a model set.
 
     Parameters
     ----------
-    archive, labels, out, models : str
-        Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
-    preset : {"paper", "compact"}
-    split : SplitRule, optional
+    request : TrainingRequest
     max_days : float
         Packets up to so many days after t0 are examples.
-    epochs, seed, device, threads
-        As `trainer.TrainerOptions`.
-    label_column, name, storage_options, progress
-        As `photometry.train_photometry`.
 
     Returns
     -------
@@ -149,21 +123,18 @@ def train_image(
     UserError
         For options or data that cannot be used.
     """
-    chosen = choose_preset(PRESETS, preset)
-    options = asked_options(chosen.options, epochs=epochs, seed=seed, device=device, threads=threads)
-    chosen = replace(chosen, options=options)
-    rule, store = split or SplitRule(), Store(out)
-    opened = Archive.open(archive, storage_options)
-    table = read_labels(labels, column=label_column, storage_options=storage_options)
-    dataset, examples = load_images(opened, table, rule, store, max_days)
+    chosen = choose_preset(PRESETS, request.preset)
+    chosen = replace(chosen, options=request.options(chosen.options))
+    store, (opened, table) = Store(request.out), request.open()
+    dataset, examples = load_images(opened, table, request.split, store, max_days)
     digest = write_split(store, dataset.split_table())
-    trained, card = fit_image(examples, store, chosen, progress=progress)
+    trained, card = fit_image(examples, store, chosen, progress=request.progress)
     packets = {part: len(examples.members(part)) for part in ("train", "validation")}
     return finish(
         store,
-        models,
+        request.models,
         trained,
-        name=name or chosen.network,
+        name=request.name or chosen.network,
         profile=PROFILE,
         network=chosen.network,
         modality="image",
@@ -171,7 +142,7 @@ def train_image(
         classes=dataset.classes,
         feature_names=examples.feature_names,
         normalisation=card.normalisation,
-        data=data_record(opened, table, rule, dataset.counts(), digest, packets=packets),
-        asked={"preset": preset, "max_days": max_days, **asdict(options)},
+        data=data_record(opened, table, request.split, dataset.counts(), digest, packets=packets),
+        asked={"preset": request.preset, "max_days": max_days, **asdict(chosen.options)},
         metrics=trained.best,
     )

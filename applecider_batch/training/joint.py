@@ -19,9 +19,8 @@ from applecider_batch.storage import Store
 from applecider_batch.training.dataset import Dataset, load_dataset
 from applecider_batch.training.finish import training_data_text, training_ids, write_split
 from applecider_batch.training.joint_task import JointExamples, JointNetwork, JointTask
-from applecider_batch.training.labels import read_labels
-from applecider_batch.training.setup import asked_options, cache_folder, choose_preset, data_record
-from applecider_batch.training.splits import PARTS, SplitRule
+from applecider_batch.training.setup import TrainingRequest, cache_folder, choose_preset, data_record
+from applecider_batch.training.splits import PARTS
 from applecider_batch.training.stamp_cache import build_cache
 from applecider_batch.training.trainer import Trained, TrainerOptions, train
 
@@ -116,44 +115,25 @@ def check_sides(dataset: Dataset, entries: Mapping[str, NetworkEntry]) -> None:
 
 
 def train_joint(
-    archive: str,
-    labels: str,
-    out: str,
-    models: str,
+    request: TrainingRequest,
     *,
     result: str,
-    preset: str = "paper",
-    split: SplitRule | None = None,
     horizon: float | None = HORIZON_DAYS,
     min_modalities: int = MIN_MODALITIES,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int = 1,
-    label_column: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune the networks in use of a set together and write them as another set.
 
     Parameters
     ----------
-    archive, labels, out : str
-        As `photometry.train_photometry`.
-    models : str
-        The model set to start from; not changed.
+    request : TrainingRequest
+        ``models`` is the set to start from, which is not changed; ``preset`` decides rates and epochs, the
+        sizes are those of the set's networks; ``split`` must be what the networks were trained with.
     result : str
         The model set to write; its networks of the same names are replaced.
-    preset : {"paper", "compact"}
-        Rates and epochs; the sizes are those of the set's networks.
-    split : SplitRule, optional
-        As the networks were trained with.
     horizon : float or None
         Days after t0 at which the objects are seen; None: the full history.
     min_modalities : int
         Objects with at least so many of the set's modalities; the others are masked.
-    epochs, seed, device, threads, label_column, storage_options, progress
-        As `photometry.train_photometry`.
 
     Returns
     -------
@@ -165,30 +145,33 @@ def train_joint(
     UserError
         For options or data that cannot be used.
     """
-    options = asked_options(
-        choose_preset(PRESETS, preset), epochs=epochs, seed=seed, device=device, threads=threads
-    )
-    rule, store, model_set = split or SplitRule(), Store(out), ModelSet.load(models)
+    options = request.options(choose_preset(PRESETS, request.preset))
+    store, model_set = Store(request.out), ModelSet.load(request.models)
     entries = model_set.defaults
     if not 1 <= min_modalities <= len(entries) or len(entries) < 2:
         raise UserError(
-            f"The model set '{models}' has networks in use for {', '.join(entries) or 'no modality'}; joint "
-            f"training needs two or more, and at least {min_modalities} of them an object."
+            f"The model set '{request.models}' has networks in use for {', '.join(entries) or 'nothing'}; "
+            f"joint training needs two or more, and at least {min_modalities} of them an object."
         )
-    opened, profile = Archive.open(archive, storage_options), get_profile(model_set.profile)
-    table = read_labels(labels, column=label_column, storage_options=storage_options)
+    opened, table = request.open()
+    profile = get_profile(model_set.profile)
     dataset = load_dataset(opened, table, profile, horizons=[horizon], modalities=model_set.inputs)
-    dataset = dataset.split(rule)
+    dataset = dataset.split(request.split)
     check_sides(dataset, entries)
     examples = joint_examples(opened, dataset, profile, store, list(entries), min_modalities)
     digest = write_split(store, dataset.split_table())
-    trained, before = fit_joint(examples, entries, store, options, progress=progress)
+    trained, before = fit_joint(examples, entries, store, options, progress=request.progress)
     available = {m: int((i >= 0).sum()) for m, i in examples.items.items()}
     common = {part: len(examples.members(part)) for part in PARTS}
     data = data_record(
-        opened, table, rule, dataset.counts(), digest, common_objects=common, with_modality=available
+        opened, table, request.split, dataset.counts(), digest, common_objects=common, with_modality=available
     )
-    asked = {"preset": preset, "horizon_days": horizon, "min_modalities": min_modalities, **asdict(options)}
+    asked = {
+        "preset": request.preset,
+        "horizon_days": horizon,
+        "min_modalities": min_modalities,
+        **asdict(options),
+    }
     own = frozenset(training_ids(store))
     for modality, entry in entries.items():
         joint = {"validation": trained.best, "validation_before": before, "data": data, "options": asked}

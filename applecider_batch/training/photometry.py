@@ -20,7 +20,7 @@ from applecider_batch.storage import Store
 from applecider_batch.training.augment import Augmentation, RaggedCurves
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
 from applecider_batch.training.finish import finish, write_split
-from applecider_batch.training.labels import LabelTable, read_labels
+from applecider_batch.training.labels import LabelTable
 from applecider_batch.training.photometry_task import (
     ClassificationTask,
     Curves,
@@ -28,6 +28,7 @@ from applecider_batch.training.photometry_task import (
     curve_statistics,
     summary_statistics,
 )
+from applecider_batch.training.setup import TrainingRequest, data_record
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import Trained, TrainerOptions, checkpoint_name, train
 from applecider_batch.training.trees import TreeOptions
@@ -235,51 +236,26 @@ def data_digest(dataset: Dataset) -> str:
 
 
 def train_photometry(
-    archive: str,
-    labels: str,
-    out: str,
-    models: str,
+    request: TrainingRequest,
     *,
-    preset: str = "paper",
     network: str | None = None,
     class_set: str = "five",
-    split: SplitRule | None = None,
     pretrain_epochs: int = 0,
     head_epochs: int = 0,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int = 1,
-    label_column: str | None = None,
-    name: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Train a light-curve network and put it into a model set.
 
     Parameters
     ----------
-    archive, labels, out, models : str
-        Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
-    preset : {"paper", "compact"}
+    request : TrainingRequest
     network : str, optional
         ``cls_transformer`` (the paper's, if not given), ``informer`` or ``tabular_ensemble``.
     class_set : {"five", "ten"}
         Classes of the network's outputs; ten are summed to five when it is used.
-    split : SplitRule, optional
     pretrain_epochs : int
         Masked-event pre-training on the training part first; 0: none.
     head_epochs : int
         Gradual unfreezing: so many epochs of the head alone, then the encoder at a tenth of its rate.
-    epochs : int, optional
-        At most; the preset's if not given.
-    seed, device, threads
-        As `trainer.TrainerOptions`.
-    label_column, name : str, optional
-        Column of the class; name in the set.
-    storage_options : mapping, optional
-        For the archive.
-    progress : bool
 
     Returns
     -------
@@ -291,28 +267,26 @@ def train_photometry(
     UserError
         For options or data that cannot be used.
     """
-    chosen = preset_of(preset, network)
-    options = replace(chosen.options, seed=seed, device=device, threads=threads, head_epochs=head_epochs)
-    if epochs is not None:
-        options = replace(options, epochs=epochs)
+    chosen = preset_of(request.preset, network)
+    options = replace(request.options(chosen.options), head_epochs=head_epochs)
     if head_epochs:
         options = replace(options, head_learning_rate=chosen.options.learning_rate * 2.5)
         options = replace(options, learning_rate=chosen.options.learning_rate / 4)
     chosen = replace(chosen, options=options)
-    table = read_labels(labels, class_set=class_set, column=label_column, storage_options=storage_options)
+    store, table = Store(request.out), request.read_labels(class_set)
+    summary = chosen.network == TABULAR
     dataset, opened = load_curves(
-        archive, table, split or SplitRule(), storage_options, summary=chosen.network == TABULAR
+        request.archive, table, request.split, request.storage_options, summary=summary
     )
-    store = Store(out)
     digest = write_split(store, dataset.split_table())
     trained, curves = fit_photometry(
-        dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=progress
+        dataset, store, chosen, pretrain_epochs=pretrain_epochs, progress=request.progress
     )
     return finish(
         store,
-        models,
+        request.models,
         trained,
-        name=name or chosen.network,
+        name=request.name or chosen.network,
         profile=PROFILE,
         network=chosen.network,
         modality="photometry",
@@ -320,16 +294,9 @@ def train_photometry(
         classes=dataset.classes,
         feature_names=curves.card.feature_names,
         normalisation=curves.card.normalisation,
-        data={
-            "archive": opened.snapshot.logical_digest,
-            "snapshot": opened.snapshot.id,
-            "counts": dataset.counts(),
-            "split": asdict(split or SplitRule()),
-            "split_digest": digest,
-            "labels_left_out": table.left_out,
-        },
+        data=data_record(opened, table, request.split, dataset.counts(), digest),
         asked={
-            "preset": preset,
+            "preset": request.preset,
             "class_set": class_set,
             "pretrain_epochs": pretrain_epochs,
             **asdict(options),

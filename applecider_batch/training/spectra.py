@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from applecider_batch.archive.read import Archive
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
@@ -22,13 +21,12 @@ from applecider_batch.models.resnet1d import ResNet1d
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import count_parts
 from applecider_batch.training.finish import finish, write_split
-from applecider_batch.training.labels import read_labels
 from applecider_batch.training.losses import class_balanced_weights, focal_loss
 from applecider_batch.training.metrics import measures
-from applecider_batch.training.setup import asked_options, data_record
+from applecider_batch.training.setup import TrainingRequest, data_record
 from applecider_batch.training.spectra_data import SpectraSet, load_spectra, log_step
 from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
-from applecider_batch.training.splits import PARTS, SplitRule
+from applecider_batch.training.splits import PARTS
 from applecider_batch.training.trainer import Batch, Trained, TrainerOptions, train
 
 PROFILE = "paper"
@@ -239,39 +237,16 @@ def fit_spectra(data: SpectraSet, store: Store, preset: SpectraPreset, *, progre
 
 
 def train_spectra(
-    archive: str,
-    labels: str,
-    out: str,
-    models: str,
-    *,
-    network: str = "spectranet",
-    preset: str = "paper",
-    split: SplitRule | None = None,
-    class_set: str = "ten",
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int = 1,
-    label_column: str | None = None,
-    name: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    request: TrainingRequest, *, network: str = "spectranet", class_set: str = "ten"
 ) -> dict[str, Any]:
     """Train a network of spectra and put it into a model set.
 
     Parameters
     ----------
-    archive, labels, out, models : str
-        Archive, label table, the training's folder (resumed if it is there), model set (made if absent).
+    request : TrainingRequest
     network : {"spectranet", "resnet1d"}
-    preset : {"paper", "compact"}
-    split : SplitRule, optional
     class_set : {"ten", "five"}
         Classes of the network's outputs; ten are summed to five when it is used.
-    epochs, seed, device, threads
-        As `trainer.TrainerOptions`.
-    label_column, name, storage_options, progress
-        As `photometry.train_photometry`.
 
     Returns
     -------
@@ -283,24 +258,20 @@ def train_spectra(
     UserError
         For options or data that cannot be used.
     """
-    if (network, preset) not in PRESETS:
+    if (network, request.preset) not in PRESETS:
         known = ", ".join(f"{n} {p}" for n, p in PRESETS)
-        raise UserError(f"There is no preset '{preset}' of a network '{network}'; there are {known}.")
-    chosen = PRESETS[network, preset]
-    options = asked_options(chosen.options, epochs=epochs, seed=seed, device=device, threads=threads)
-    chosen = replace(chosen, options=options)
-    rule = split or SplitRule()
-    opened = Archive.open(archive, storage_options)
-    table = read_labels(labels, class_set=class_set, column=label_column, storage_options=storage_options)
-    data = load_spectra(opened, table, get_profile(PROFILE)).split(rule)
-    store = Store(out)
+        raise UserError(f"There is no preset '{request.preset}' of a network '{network}'; there are {known}.")
+    chosen = PRESETS[network, request.preset]
+    chosen = replace(chosen, options=request.options(chosen.options))
+    store, (opened, table) = Store(request.out), request.open(class_set)
+    data = load_spectra(opened, table, get_profile(PROFILE)).split(request.split)
     digest = write_split(store, spectra_split_table(data))
-    trained = fit_spectra(data, store, chosen, progress=progress)
+    trained = fit_spectra(data, store, chosen, progress=request.progress)
     return finish(
         store,
-        models,
+        request.models,
         trained,
-        name=name or chosen.network,
+        name=request.name or chosen.network,
         profile=PROFILE,
         network=chosen.network,
         modality="spectra",
@@ -311,12 +282,12 @@ def train_spectra(
         data=data_record(
             opened,
             table,
-            rule,
+            request.split,
             count_parts(data.part, data.label, data.classes),
             digest,
             spectra_left_out=data.left_out,
         ),
-        asked={"preset": preset, "class_set": class_set, **asdict(chosen.options)},
+        asked={"preset": request.preset, "class_set": class_set, **asdict(chosen.options)},
         metrics=trained.best,
     )
 

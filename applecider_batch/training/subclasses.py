@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from applecider_batch.inference.marginal import marginalise
 from applecider_batch.taxonomy import CLASSES, CLASSES10, to_class10
 from applecider_batch.training.answers import BATCH, Opened
 from applecider_batch.training.dataset import Dataset
-from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import report
+from applecider_batch.training.setup import LabelledData
 
 NUCLEAR = ("SN I", "SN II", "CV", "nuclear")
 _TO_NUCLEAR = np.array([NUCLEAR.index(c if c in NUCLEAR else "nuclear") for c in CLASSES])
@@ -35,14 +34,7 @@ def nuclear_report(
 
 
 def spectra_subclasses(
-    opened: Opened,
-    labels: str,
-    label_column: str | None,
-    members: np.ndarray,
-    *,
-    draws: int,
-    seed: int,
-    storage_options: Mapping[str, Any] | None,
+    opened: Opened, data: LabelledData, members: np.ndarray, *, draws: int, seed: int
 ) -> dict[str, Any]:
     """Report of the spectra network's own classes where they are sub-classes, at the last horizon.
 
@@ -58,7 +50,7 @@ def spectra_subclasses(
     classes = tuple(str(own[i]) for i in outputs)
     if len(classes) <= len(CLASSES) or len(set(classes)) < len(classes):
         return {"why_not": f"the network's classes are {', '.join(card.class_order)}"}
-    table = read_labels(labels, class_set="ten", column=label_column, storage_options=storage_options)
+    table = data.read_labels("ten")
     at = table.positions(opened.dataset.object_id[members].tolist())
     item = opened.dataset.items("spectra")[members, -1]
     number = {i: classes.index(name) for i, name in enumerate(CLASSES10) if name in classes}

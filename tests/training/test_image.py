@@ -32,6 +32,7 @@ from applecider_batch.training.image_task import (
 )
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.losses import expert_focal_loss
+from applecider_batch.training.setup import TrainingRequest
 from applecider_batch.training.splits import SplitRule
 from tests.training.conftest import SMALL, Survey, kill_in_training
 
@@ -135,9 +136,16 @@ def test_the_loss_is_equation_3_and_its_load_is_reported(
 
 def _train(folder: str, archive: str, labels: str) -> dict[str, object]:
     image.PRESETS["tiny"] = replace(image.PRESETS["compact"], network="astrominn", config=SMALL["astrominn"])
-    return image.train_image(
-        archive, labels, f"{folder}/out", f"{folder}/set", preset="tiny", split=RULE, epochs=4
+    request = TrainingRequest(
+        archive=archive,
+        labels=labels,
+        models=f"{folder}/set",
+        out=f"{folder}/out",
+        preset="tiny",
+        split=RULE,
+        epochs=4,
     )
+    return image.train_image(request)
 
 
 def test_killed_and_resumed_gives_the_same_weights(survey: Survey, tmp_path: Path) -> None:

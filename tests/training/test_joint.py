@@ -30,6 +30,7 @@ from applecider_batch.training.joint_task import (
     predict_joint,
 )
 from applecider_batch.training.labels import read_labels
+from applecider_batch.training.setup import TrainingRequest
 from applecider_batch.training.splits import SplitRule
 from tests.training.conftest import SMALL, Survey, kill_in_training
 
@@ -73,17 +74,16 @@ def test_fused_as_in_a_run(survey: Survey, networks: str, tmp_path: Path) -> Non
 
 
 def _train(folder: str, archive: str, labels: str, networks: str, **options: Any) -> dict[str, Any]:
-    return train_joint(
-        archive,
-        labels,
-        f"{folder}/out",
-        networks,
-        result=f"{folder}/set",
+    request = TrainingRequest(
+        archive=archive,
+        labels=labels,
+        models=networks,
+        out=f"{folder}/out",
         preset="compact",
         split=RULE,
         epochs=4,
-        **options,
     )
+    return train_joint(request, result=f"{folder}/set", **options)
 
 
 def test_killed_and_resumed_gives_the_same_weights(survey: Survey, networks: str, tmp_path: Path) -> None:

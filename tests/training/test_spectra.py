@@ -18,6 +18,7 @@ from applecider_batch.cli.main import run
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.training.labels import label_table
+from applecider_batch.training.setup import TrainingRequest
 from applecider_batch.training.spectra import SpectraTask, train_spectra
 from applecider_batch.training.spectra_data import at_resolution, load_spectra
 from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
@@ -87,7 +88,10 @@ def test_resnet_interrupted_and_resumed_ends_with_the_same_weights(
 ) -> None:
     def train(name: str) -> dict[str, Any]:
         out, models = str(tmp_path / name), str(tmp_path / f"{name}-set")
-        return train_spectra(real[0], real[1], out, models, network="resnet1d", preset="compact", epochs=2)
+        request = TrainingRequest(
+            archive=real[0], labels=real[1], out=out, models=models, preset="compact", epochs=2
+        )
+        return train_spectra(request, network="resnet1d")
 
     undisturbed = train("whole")
     evaluate = SpectraTask.evaluate
