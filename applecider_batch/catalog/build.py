@@ -20,6 +20,7 @@ from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
 from applecider_batch.catalog.known import KnownList
 from applecider_batch.catalog.run_folder import RunFolder
 from applecider_batch.catalog.siblings import Siblings
+from applecider_batch.catalog.side import CROSSMATCHES, SIDE_TABLES
 from applecider_batch.catalog.store import BATCH_ROWS, CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE
 from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import json_digest
@@ -88,19 +89,32 @@ def build_catalog(
     for shard in committed if siblings.find() else ():
         siblings.name(run.read_columns(shard, Siblings.COLUMNS))
 
+    matched: list[pa.Table] = []  # sources near an episode are few
+
     def tables() -> Iterator[pa.Table]:
         for shard in committed:
             table = siblings.annotate(qvalues.annotate(run.read_shard(shard)))
             if matcher is not None:
-                table = matcher.annotate(table)
+                table, pairs = matcher.annotate_with_pairs(table)
+                matched.append(pairs)
             summary.update(table)
             content.update(table)
             yield table
             if progress is not None:
                 progress.update(rows=summary.rows)
 
-    parts = _write_parts(out, tables(), _build_name(run, matcher), rows_per_part)
+    build = _build_name(run, matcher)
+    parts = _write_parts(out, tables(), "rows", load_table("catalogue").arrow, build, rows_per_part)
     _check_sums(run, summary)
+    side: dict[str, Iterator[pa.Table]] = {
+        name: run.side_tables(name) for name in run.plan["identity"].get("side", [])
+    }
+    if matcher is not None:
+        side[CROSSMATCHES] = iter(matched)
+    side_parts = {
+        name: _write_parts(out, content, name, load_table(name).arrow, build, rows_per_part)
+        for name, content in side.items()
+    }
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -120,16 +134,18 @@ def build_catalog(
         "siblings": siblings.describe(),
         "crossmatch": None if matcher is None else matcher.describe(),
         "parts": parts,
+        "side_tables": side_parts,
         **summary.as_dict(),
     }
     statistics = run.statistics()
     if statistics is not None:
         out.write_json_atomic(RUN_FILE, statistics)
     out.write_json_atomic(CATALOG_FILE, info)
-    named = {part["file"].removeprefix("rows/") for part in parts}
-    for name in out.ls("rows"):
-        if name not in named:
-            out.delete(f"rows/{name}")
+    named = {part["file"] for part in (*parts, *(p for some in side_parts.values() for p in some))}
+    for folder in ("rows", *SIDE_TABLES):
+        for name in out.ls(folder):
+            if f"{folder}/{name}" not in named:
+                out.delete(f"{folder}/{name}")
     return info
 
 
@@ -156,7 +172,7 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
                 f"'{out.url}' already holds the catalogue of run {there.get('run_id')}, not of {run.run_id}.",
                 hint="Choose another folder.",
             )
-    elif [name for name in out.ls() if name not in ("rows", RUN_FILE)]:
+    elif [name for name in out.ls() if name not in ("rows", RUN_FILE, *SIDE_TABLES)]:
         raise UserError(f"'{out.url}' is not empty and no catalogue.", hint="Choose a new folder.")
 
 
@@ -203,15 +219,14 @@ class _Hashing:
 
 
 def _write_parts(
-    out: Store, tables: Iterator[pa.Table], build: str, rows_per_part: int
+    out: Store, tables: Iterator[pa.Table], folder: str, schema: pa.Schema, build: str, rows_per_part: int
 ) -> list[dict[str, Any]]:
     """Parquet parts of ``rows_per_part`` rows, cut independently of the shards' borders."""
-    schema = load_table("catalogue").arrow
     groups = _regroup(tables, min(BATCH_ROWS, rows_per_part))
     group = next(groups, None)
     parts: list[dict[str, Any]] = []
     while group is not None or not parts:
-        name = f"rows/part-{len(parts):05d}.{build}.parquet"
+        name = f"{folder}/part-{len(parts):05d}.{build}.parquet"
         rows = 0
         with out.open_output(name) as file:
             sink = _Hashing(file)

@@ -174,8 +174,12 @@ class CrossMatcher:
 
         The position and the dates of an episode are those of its last row, so all its rows agree.
         """
+        return self.annotate_with_pairs(table)[0]
+
+    def annotate_with_pairs(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """The same, and every pair of an episode and a source that counts (schema ``crossmatches``)."""
         if not table.num_rows:
-            return table
+            return table, load_table("crossmatches").empty()
         ends = _episode_ends(table)
         episodes = table.take(pa.array(ends))
         ra, dec, t0, jd_first, jd_last = (
@@ -192,7 +196,21 @@ class CrossMatcher:
             table = table.set_column(
                 at, schema.field(name), values.take(spread).cast(schema.field(name).type)
             )
-        return table
+        return table, self._pairs(episodes, found)
+
+    def _pairs(self, episodes: pa.Table, found: Matches) -> pa.Table:
+        source = pa.array(found.source)
+        near = episodes.select(["hash64", "objectId", "episode"]).take(pa.array(found.episode))
+        columns = {
+            **{name: near.column(name) for name in near.column_names},
+            "name": self._names.take(source),
+            "type": self._types.take(source),
+            "list": self._labels.take(pa.array(self._list).take(source)),
+            "sep": pa.array(found.sep_arcsec),
+            "dt": pa.array(found.dt_days, mask=np.isnan(found.dt_days)),
+            "in_window": pa.array(found.in_window),
+        }
+        return load_table("crossmatches").conform(pa.table(columns))
 
     def _columns(
         self, episodes: pa.Table, found: Matches, first: np.ndarray, placed: np.ndarray

@@ -48,7 +48,10 @@ def query_catalog(
     if out is not None:
         check_ending(out)
     store, info = open_catalog(url, storage_options)
-    tables = {"catalogue": [part["file"] for part in info["parts"]]}
+    tables = {
+        name: [part["file"] for part in parts]
+        for name, parts in {"catalogue": info["parts"], **info["side_tables"]}.items()
+    }
     frames = {name: _scan(store, files) for name, files in tables.items()}
     try:
         with pl.SQLContext(frames) as context:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -175,25 +175,39 @@ class RunFolder:
         UserError
             If the file is absent, differs from its record, or holds rows that are not this shard's.
         """
-        record, name = self.commits[shard.shard_id], self._data_file(shard)
-        where = f"shard {shard.shard_id} of '{self.store.url}'"
+        record = self.commits[shard.shard_id]
+        table = self._committed(shard, {**record, "file": self._data_file(shard)}, "catalogue")
+        _check_rows(table, shard, self.run_id, self._where(shard))
+        return table
+
+    def side_tables(self, name: str) -> Iterator[pa.Table]:
+        """Rows of a side table, shard by shard, each checked against its commit record."""
+        for shard in self.shards:
+            if shard.shard_id in self.commits:
+                yield self._committed(shard, self.commits[shard.shard_id]["side"][name], name)
+
+    def _where(self, shard: Shard) -> str:
+        return f"shard {shard.shard_id} of '{self.store.url}'"
+
+    def _committed(self, shard: Shard, entry: Mapping[str, Any], schema: str) -> pa.Table:
+        """A committed file's rows in their schema; ``entry`` holds ``file``, ``sha256`` and ``rows``."""
+        name, where = entry["file"], self._where(shard)
         try:
             data = self.store.read_bytes(name)
         except FileNotFoundError:
             raise UserError(f"The committed file '{name}' of {where} is missing.") from None
         digest = hashlib.sha256(data).hexdigest()
-        if digest != record["sha256"]:
+        if digest != entry["sha256"]:
             raise UserError(
                 f"The file '{name}' of {where} is damaged: its sha256 is {digest}, "
-                f"the commit says {record['sha256']}.",
+                f"the commit says {entry['sha256']}.",
                 hint="Restore the file, or remove the shard's commit record and run classify again.",
             )
-        table = load_table("catalogue").conform(pq.read_table(pa.BufferReader(data)))
-        if table.num_rows != record["rows"]:
+        table = load_table(schema).conform(pq.read_table(pa.BufferReader(data)))
+        if table.num_rows != entry["rows"]:
             raise UserError(
-                f"The file of {where} holds {table.num_rows} rows, its commit says {record['rows']}."
+                f"The file '{name}' of {where} holds {table.num_rows} rows, its commit says {entry['rows']}."
             )
-        _check_rows(table, shard, self.run_id, where)
         return table
 
 

@@ -4,6 +4,7 @@
 
     CATALOG/catalog.json                      counts, parts with their sha256, content_sha256; written last
     CATALOG/rows/part-00000.<build>.parquet   rows in the order of (hash64, objectId, episode, horizon_days)
+    CATALOG/embeddings, light_curves, crossmatches/part-…    side tables, where there are any
     CATALOG/run.json                          times of the run (sessions, seconds by step), where it kept them
 
 Readers trust only the parts that ``catalog.json`` names.

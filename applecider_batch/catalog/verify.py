@@ -114,7 +114,7 @@ class _Problems:
 
 
 def _check_files(store: Store, info: Mapping[str, Any], problems: _Problems) -> None:
-    for part in info["parts"]:
+    for part in (*info["parts"], *(p for parts in info["side_tables"].values() for p in parts)):
         digest, size = hashlib.sha256(), 0
         try:
             with store.fs.open(store.path(part["file"]), "rb") as file:

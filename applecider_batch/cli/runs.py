@@ -189,6 +189,10 @@ def classify(
     dtype: DtypeOption = NumberType.float32,
     snapshot: SnapshotOption = None,
     cuts: CutsOption = None,
+    side: Annotated[
+        list[str] | None,
+        typer.Option("--side", metavar="TABLE", help="Also embeddings or light_curves; may be repeated."),
+    ] = None,
     autoscale: Annotated[
         bool,
         typer.Option("--autoscale", help="The cluster grows on demand; do not refuse what it lacks now."),
@@ -223,6 +227,7 @@ def classify(
         dtype=dtype.value,
         snapshot=snapshot,
         cuts=cuts,
+        side=side or (),
         autoscale=autoscale,
         storage_options=parse_storage_options(storage_option),
         progress=not quiet,

@@ -106,6 +106,7 @@ def classify(
     objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,
     cuts: str | None = None,
+    side: Sequence[str] = (),
     pools: Mapping[str, Mapping[str, float]] | None = None,
     autoscale: bool = False,
     retry_quarantined: bool = False,
@@ -129,6 +130,8 @@ def classify(
         other contents; a compacted archive has the same contents.
     cuts : str, optional
         File (any fsspec URL) with own cut presets, see ``features/cuts.toml``; part of the run's identity.
+    side : sequence of str
+        Side tables to write, of ``embeddings``, ``light_curves``; part of the run's identity.
     limit_shards : int, optional
         Only the plan's first so many shards; not part of the run's identity.
     pools : mapping, optional
@@ -185,6 +188,7 @@ def classify(
         archive_url=archive_url,
         models=models,
         cuts=read_cuts(cuts, storage_options),
+        side=side,
     )
     spec = TaskSpec(made, run.store, dict(storage_options or {}))
     if executor == "serial":

@@ -28,15 +28,19 @@ from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.shard_task import Rooms, ShardTask, TaskSpec, real_rooms
 from applecider_batch.errors import UsageError, UserError
-from applecider_batch.features.prepared import CurveSummary, PhotometryInputs
+from applecider_batch.features.prepared import CurveSummary, PhotometryInputs, SpectraInputs
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.predictor import Predictor
 from applecider_batch.inference.shard import LocalPort, Port
 from applecider_batch.storage import Store
 
 _EXAMPLES = 20
-#: The array of which an item is a stretch between two offsets.
-_RAGGED = {PhotometryInputs: "values", CurveSummary: "limits"}
+#: The arrays of which an item is a stretch between two offsets.
+_RAGGED: dict[type, tuple[str, ...]] = {
+    PhotometryInputs: ("values",),
+    CurveSummary: ("limits",),
+    SpectraInputs: ("flux", "redshift"),
+}
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ def _bytes_of(inputs: Any, item: int) -> bytes | None:
             continue
         if is_dataclass(values):
             content += _bytes_of(values, item) or b""
-        elif name == _RAGGED.get(type(inputs)):
+        elif name in _RAGGED.get(type(inputs), ()):
             content += values[inputs.offsets[item] : inputs.offsets[item + 1]].tobytes()
         else:
             content += np.asarray(values[item]).tobytes()

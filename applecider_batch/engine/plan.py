@@ -248,6 +248,7 @@ def make_plan(
     archive_url: str,
     models: str,
     cuts: Mapping[str, Any] | None = None,
+    side: Sequence[str] = (),
 ) -> Plan:
     """The plan of a classification; deterministic, and it writes nothing (see ``engine.api.plan``)."""
     _allowed("dtype", dtype, DTYPES)
@@ -269,6 +270,7 @@ def make_plan(
         "horizons": checked_horizons(horizons),
         "selection": {"region": None if cone is None else [cone.ra, cone.dec, cone.radius]},
         "cuts": dict(cuts or {}),
+        "side": _checked_side(side),
         "device_type": device,
         "dtype": dtype,
         "batch_size": batch_size,
@@ -287,6 +289,14 @@ def make_plan(
         model_set.trained,
         model_set.anomaly_ref_id,
     )
+
+
+def _checked_side(names: Sequence[str]) -> list[str]:
+    from applecider_batch.catalog.side import OF_RUNS
+
+    for name in names:
+        _allowed("side table", name, OF_RUNS)
+    return sorted(set(names))
 
 
 def _objects_of(archive: Any, cone: Region | None) -> tuple[np.ndarray, np.ndarray]:

@@ -180,20 +180,21 @@ class RunFolder:
         Returns
         -------
         list of str
-            Names removed.
+            Files removed.
         """
         by_shard: dict[str, list[str]] = {}
-        for name in self.store.ls("data"):
-            if match := _DATA_NAME.match(name):
-                by_shard.setdefault(match[1], []).append(name)
+        for folder in ("data", *(f"side/{name}" for name in self.store.ls("side"))):
+            for name in self.store.ls(folder):
+                if match := _DATA_NAME.match(name):
+                    by_shard.setdefault(match[1], []).append(f"{folder}/{name}")
         removed: list[str] = []
         for shard in sorted(self.committed() & set(by_shard)):
             names = by_shard[shard]
-            if len(names) > 1:
+            if len({name.rsplit("/", 1)[-1] for name in names}) > 1:
                 kept = self.commit_record(shard)["data_file"].rsplit("/", 1)[-1]
-                removed.extend(name for name in names if name != kept)
+                removed.extend(name for name in names if name.rsplit("/", 1)[-1] != kept)
         for name in removed:
-            self.store.delete(f"data/{name}")
+            self.store.delete(name)
         return removed
 
 

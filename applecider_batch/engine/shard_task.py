@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from applecider_batch import __version__
+from applecider_batch.catalog.side import side_table
 from applecider_batch.digest import hash64_one, table_digest
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Plan, Shard
@@ -216,6 +217,7 @@ class ShardTask:
         data_file = f"data/{shard.name}.{attempt.name}.parquet"
         content = parquet_bytes(table)
         self.folder.store.write_atomic(data_file, content)
+        side = self._write_side(f"{shard.name}.{attempt.name}", prepared, outputs)
         clock.lap("write")
         record = {
             "run_id": self.plan.run_id,
@@ -230,11 +232,13 @@ class ShardTask:
             "sha256": hashlib.sha256(content).hexdigest(),
             "content_digest": table_digest(table),
             "degraded": outputs.degraded,
+            "side": side,
         }
         try:
             self.folder.commit(shard.name, record)
         except FileExistsError:
-            self.folder.store.delete(data_file)
+            for name in (data_file, *(entry["file"] for entry in side.values())):
+                self.folder.store.delete(name)
             return {
                 "record": self.folder.commit_record(shard.name),
                 "committed": False,
@@ -242,6 +246,21 @@ class ShardTask:
             }
         clock.lap("commit")
         return {"record": record, "committed": True, "seconds": clock.seconds, "batches": outputs.batches}
+
+    def _write_side(self, name: str, prepared: Any, outputs: ShardOutputs) -> dict[str, Any]:
+        """Write the side tables that the plan asks for; what the commit record says of each."""
+        written: dict[str, Any] = {}
+        for table_name in self.plan.identity.get("side", []):
+            table = side_table(table_name, without_absent(prepared, outputs), outputs)
+            content = parquet_bytes(table)
+            file = f"side/{table_name}/{name}.parquet"
+            self.folder.store.write_atomic(file, content)
+            written[table_name] = {
+                "file": file,
+                "rows": table.num_rows,
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        return written
 
     def read(self, shard: Shard, set_aside: Iterable[str]) -> Any:
         """The shard's tables, without the objects set aside."""

@@ -12,6 +12,7 @@ from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
 from applecider_batch.catalog.known import KnownList, parse_known, read_known
 from applecider_batch.catalog.read import read_table
+from applecider_batch.catalog.side import read_side_table
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.errors import UsageError, UserError
 from tests.catalog.synthetic import object_names, write_run
@@ -122,3 +123,35 @@ def test_a_row_without_an_iau_name_has_its_other_name(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("iau_name,name,ra,dec\nSN2020abc,ZTF20x,1,2\n,ZTF20y,3,4\n")
     assert read_known(str(path), "transient").names == ["SN2020abc", "ZTF20y"]
+
+
+def test_every_source_near_is_kept_in_a_side_table(tmp_path: Path) -> None:
+    names = object_names(60)
+    run = write_run(tmp_path / "run", names)
+    build_catalog(str(run), str(tmp_path / "plain"))
+    rows = [r for r in read_table(str(tmp_path / "plain"), horizon="full").to_pylist() if r["t0"] is not None]
+    a, b = rows[3], rows[8]
+    offsets = (0.5, 2.0, 1.0)
+    ra = [a["ra"]] * 3 + [b["ra"]]
+    dec = [a["dec"] + s / 3600 for s in offsets] + [b["dec"]]
+    jd = [a["t0"] + 2, a["t0"] + 3, a["t0"] + 900, b["t0"] - 1]
+    build_catalog(
+        str(run), str(tmp_path / "cat"), known=[_list(ra, dec, jd), _list([b["ra"]], [b["dec"]], [0], "agn")]
+    )
+    assert verify_catalog(str(tmp_path / "cat"))["problems"] == []
+    found = read_side_table(str(tmp_path / "cat"), "crossmatches").to_dicts()
+    counts = {r["objectId"]: r["xm_n"] for r in read_table(str(tmp_path / "cat"), horizon="full").to_pylist()}
+    assert len(found) == 5 == sum(n or 0 for n in counts.values())
+    mine = [m for m in found if m["objectId"] == a["objectId"]]
+    assert [m["name"] for m in mine] == ["S0", "S1", "S2"]  # of the same event first, then the nearest
+    assert [m["sep"] for m in mine] == pytest.approx([0.5, 2.0, 1.0], abs=1e-3)
+    assert [m["dt"] for m in mine] == pytest.approx([2, 3, 900], abs=1e-3)
+    assert [m["in_window"] for m in mine] == [True, True, False]
+    assert [m["list"] for m in found if m["objectId"] == b["objectId"]] == ["transient:l", "agn:l"]
+    with pytest.raises(UserError, match="no side table 'embeddings'"):
+        read_side_table(str(tmp_path / "cat"), "embeddings")
+
+
+def test_a_list_is_read_from_any_url(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("name,ra,dec\nx,1,2\n")
+    assert read_known(f"file://{tmp_path}/list.csv").names == ["x"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from applecider_batch.schema import load_answers
 from tests.engine.conftest import Inputs
 
 
-@pytest.fixture
-def run(inputs: Inputs, tmp_path: Path) -> str:
-    folder = str(tmp_path / "run")
+@pytest.fixture(scope="module")
+def run(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("audited") / "run")
     api.classify(
         inputs.archive, inputs.models, folder, horizons=[3.0, 10.0, None], objects_per_shard=10,
         progress=False,
@@ -47,8 +48,9 @@ def test_a_clean_run(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(one["shards_audited"]) == 1
 
 
-def test_a_leaky_row_is_seen(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_leaky_row_is_seen(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The row of 3 days takes the full history's count of detections and its probability."""
+    run = shutil.copytree(run, str(tmp_path / "run"))
     for path in Path(run, "commits").glob("*.json"):
         record = json.loads(path.read_text())
         table = pq.read_table(Path(run, record["data_file"]))

@@ -59,7 +59,7 @@ def test_garbage_is_what_can_never_count(tmp_path: Path) -> None:
     for name in files:
         folder.store.write_atomic(f"data/{name}", b"rows")
     folder.commit(NAME, record())
-    assert folder.collect_garbage() == ["shard-00002.b1.parquet"]
+    assert folder.collect_garbage() == ["data/shard-00002.b1.parquet"]
     # The file of shard 3 stays: its worker may still commit it.
     assert folder.store.ls("data") == [files[0], files[2]]
     assert folder.collect_garbage() == []
