@@ -1,8 +1,8 @@
 """``catalog export``: a catalogue for other tools.
 
 ``parquet`` and ``csv`` are streamed, ``hats`` is written partition by partition (:mod:`.hats_export`),
-``votable`` and ``fits`` are made by astropy in memory (VOTable at about a thousand rows a second: for
-selections, not for surveys).
+``votable``, ``fits`` and ``ecsv`` are made by astropy in memory (VOTable at about a thousand rows a second:
+for selections, not for surveys).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from applecider_batch.storage import Store, store_of
 if TYPE_CHECKING:
     from astropy.table import Table
 
-FORMATS = ("parquet", "csv", "hats", "votable", "fits")
+FORMATS = ("parquet", "csv", "ecsv", "hats", "votable", "fits")
 
 
 def export_catalog(
@@ -42,7 +42,7 @@ def export_catalog(
         The catalogue's folder.
     out : str
         The file to write; for ``hats`` a new folder, with one collection per horizon in it.
-    to : {"parquet", "csv", "hats", "votable", "fits"}
+    to : {"parquet", "csv", "ecsv", "hats", "votable", "fits"}
     horizon : float or "full", optional
         Only this horizon; all by default.
 
@@ -72,7 +72,8 @@ def export_catalog(
         rows = (_write_parquet if to == "parquet" else _write_csv)(target, name, tables)
     else:
         table = read_table(url, horizon=label, storage_options=storage_options)
-        (_write_votable if to == "votable" else _write_fits)(target, name, table, info)
+        writer = {"votable": _write_votable, "fits": _write_fits, "ecsv": _write_ecsv}[to]
+        writer(target, name, table, info)
         rows = table.num_rows
     return {"format": to, "out": out, "rows": rows, "files": 1}
 
@@ -138,6 +139,19 @@ def _write_votable(target: Store, name: str, table: pa.Table, info: Mapping[str,
     with target.open_output(name) as file:
         # BINARY2 carries a null flag for every cell, so no sentinel is needed.
         writeto(document, file, tabledata_format="binary2")
+
+
+def _write_ecsv(target: Store, name: str, table: pa.Table, info: Mapping[str, Any]) -> None:
+    """CSV with units, descriptions and UCDs in its header, masked cells empty."""
+    schema = load_table("catalogue")
+    plain = _plain_table(table)
+    for column in plain.colnames:
+        plain[column].info.meta = {"ucd": schema.column(column).ucd}
+    for key in ("run_id", "content_sha256", "trained", "partial"):
+        plain.meta[key] = info[key]
+    text = io.StringIO()
+    plain.write(text, format="ascii.ecsv")
+    target.write_atomic(name, text.getvalue().encode())
 
 
 def _write_fits(target: Store, name: str, table: pa.Table, info: Mapping[str, Any]) -> None:

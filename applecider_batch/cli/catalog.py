@@ -20,6 +20,7 @@ class ExportFormat(StrEnum):
 
     parquet = "parquet"
     csv = "csv"
+    ecsv = "ecsv"
     hats = "hats"
     votable = "votable"
     fits = "fits"
@@ -109,7 +110,7 @@ def export(
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
-    """Write a catalogue for other tools: Parquet, CSV, HATS (LSDB), VOTable (TOPCAT), FITS.
+    """Write a catalogue for other tools: Parquet, CSV, ECSV, HATS (LSDB), VOTable (TOPCAT), FITS.
 
     Example: applecider-batch catalog export CATALOG --to csv --out catalogue.csv
     """

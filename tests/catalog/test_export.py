@@ -76,6 +76,25 @@ def test_fits_round_trip(catalogue: str, tmp_path: Path) -> None:
                 assert cell == values[row], column.name
 
 
+def test_ecsv_round_trip(catalogue: str, tmp_path: Path) -> None:
+    from astropy.table import Table
+
+    out = tmp_path / "c.ecsv"
+    export_catalog(catalogue, str(out), "ecsv", horizon="full")
+    read = Table.read(out, format="ascii.ecsv")
+    table = read_table(catalogue, horizon="full")
+    assert read.colnames == table.column_names
+    assert len(read) == table.num_rows
+    assert read["ra"].unit == "deg"
+    assert read["ra"].info.meta["ucd"] == "pos.eq.ra;meta.main"
+    for name in ("objectId", "t0", "prob_sni", "n_det", "simulated", "class_top1"):
+        expected = table.column(name).to_pylist()
+        masked = np.ma.getmaskarray(read[name]) if hasattr(read[name], "mask") else np.zeros(len(read), bool)
+        found = [None if m else v for v, m in zip(read[name].tolist(), masked, strict=True)]
+        assert found == pytest.approx(expected) if name == "prob_sni" else found == expected, name
+    assert "content_sha256" in read.meta
+
+
 def test_votable_is_valid_and_keeps_nulls(catalogue: str, tmp_path: Path) -> None:
     from astropy.io.votable import parse
 
