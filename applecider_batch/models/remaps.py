@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = dict[str, "Tensor"]
-PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 CLASSIFIERS = ("head", "fc")
 REMAP_OPTIONS = ("classifier", "stem_channels")
 

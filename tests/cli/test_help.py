@@ -11,6 +11,7 @@ import typer
 
 from applecider_batch import __version__
 from applecider_batch.cli.main import app, run
+from applecider_batch.cli.output import human_lines
 
 HEAVY = (
     "torch",
@@ -77,3 +78,11 @@ def test_usage_errors_end_with_2(arguments: list[str], word: str, capsys: pytest
     assert captured.out == ""
     assert word in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_people_see_lists_in_a_table_as_words() -> None:
+    rows = [{"name": "S", "networks": {"photometry": ["old", "new"], "spectra": []}, "trained": True}]
+    assert human_lines({"model_sets": rows})[-1].split("  ")[-2:] == [
+        "photometry: old, new; spectra: ",
+        "yes",
+    ]

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from applecider_batch.models import build_network
 
 M = TypeVar("M", bound=nn.Module)
 SALT = "applecider-golden-1"
@@ -70,6 +72,21 @@ def seed_weights(module: M, salt: str = SALT) -> M:
 def load_spec(golden: Path, model: str) -> dict[str, Any]:
     """``state_dict_<model>.json``: salt, config and entries (name, shape, dtype, rule, crc32)."""
     return json.loads((golden / f"state_dict_{model}.json").read_text())
+
+
+def golden_checkpoint(golden: Path, spec: str) -> dict[str, Tensor]:
+    """A state dict made from the rule and the recorded names, without any network of ours."""
+    document = load_spec(golden, spec)
+    state = {}
+    for entry in document["entries"]:
+        values = golden_values(entry["name"], tuple(entry["shape"]), document["salt"])
+        if values is not None:
+            state[entry["name"]] = torch.from_numpy(np.ascontiguousarray(values))
+        elif entry["name"].endswith("num_batches_tracked"):
+            state[entry["name"]] = torch.zeros((), dtype=torch.int64)
+        else:  # fixed positions, as the model makes them
+            state[entry["name"]] = build_network("upstream-archive", "informer").state_dict()[entry["name"]]
+    return state
 
 
 def check_state(module: nn.Module, spec: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,9 @@ from tests.models.by_hand import (
     photometry_of,
     spectrum_of,
 )
-from tests.models.golden import seed_weights
-from tests.models.test_importing import golden_checkpoint
+from tests.models.golden import golden_checkpoint, seed_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,6 @@ SETS: dict[str, tuple[str, list[Checkpoint]]] = {
 }
 MODALITY = dict.fromkeys(("cls_transformer", "baseline_cls", "informer"), "phot")
 MODALITY |= dict.fromkeys(("astrominn", "xastrominn"), "img")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(before)
 
 
 # --- the pipeline

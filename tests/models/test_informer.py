@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from applecider_batch.errors import UserError
+from applecider_batch.inference.predictor import Predictor
+from applecider_batch.inference.shard import LocalPort, infer
+from applecider_batch.models import build_network
+from applecider_batch.models.importing import import_checkpoint
 from applecider_batch.models.informer import InformerAttention, build, prob_sparse
-from tests.models.golden import RTOL_F64, assert_f32, assert_f64, check_state, excess, load_spec, seed_weights
+from applecider_batch.models.model_set import ModelSet
+from applecider_batch.taxonomy import CLASSES
+from tests.models.golden import (
+    RTOL_F64,
+    assert_f32,
+    assert_f64,
+    check_state,
+    excess,
+    golden_state,
+    load_spec,
+    seed_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +102,48 @@ def test_own_form_does_not_depend_on_padding_or_batch() -> None:
     for i, n in enumerate((12, 5, 1, 0)):
         alone = network(x[i : i + 1, :n], mask[i : i + 1, :n])
         assert torch.allclose(alone, logits[i : i + 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("profile", ["paper", "upstream-archive"])
+def test_in_a_run_neither_padding_nor_neighbours_change_an_answer(tmp_path: Path, profile: str) -> None:
+    """Batches are cut by length and padded to it; upstream's form reads the padding of its 96 positions."""
+    small = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 32}
+    mean, std = [2.0, 1.0, 2.5, 0.1], [1.0, 0.5, 0.5, 0.2]
+    card = {
+        "class_order": list(CLASSES),
+        "config": small,
+        "normalisation": {"photometry": {"mean": mean, "std": std}},
+    }
+    torch.save(golden_state(build_network(profile, "informer", **small)), tmp_path / "informer.pt")
+    import_checkpoint(tmp_path / "informer.pt", profile, tmp_path / "set", network="informer", card=card)
+    predictor = Predictor(ModelSet.load(tmp_path / "set").defaults["photometry"])
+    lengths = np.array([257, 1, 96, 8, 97, 9, 64, 3, 65, 200, 2, 16])
+    values = np.random.default_rng(3).normal(size=(lengths.sum(), 7)).astype(np.float32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    def run(order: list[int], size: int) -> np.ndarray:
+        parts = [values[offsets[i] : offsets[i + 1]] for i in order]
+        ends = np.concatenate([[0], np.cumsum(lengths[order])])
+        prepared = SimpleNamespace(photometry=SimpleNamespace(values=np.concatenate(parts), offsets=ends))
+        ports = {"photometry": LocalPort(predictor)}
+        outputs = infer(prepared, lambda _: None, ports, batch_size={"photometry": size})
+        back = np.empty((len(order), 5), np.float32)
+        back[order] = outputs.logits["photometry"]
+        return back
+
+    network = seed_weights(build_network(profile, "informer", **small))
+    positions = network.config.seq_len
+    by_hand = []
+    for begin, end in pairwise(offsets.tolist()):
+        x, mask = torch.zeros(1, positions, 7), torch.zeros(1, positions, dtype=torch.bool)
+        for at, event in enumerate(values[begin:end][:positions]):
+            x[0, at] = torch.from_numpy(event)
+            x[0, at, :4] = (x[0, at, :4] - torch.tensor(mean)) / torch.tensor(std)
+            mask[0, at] = True
+        by_hand.append(network(x, mask)[0].numpy())
+    everything = list(range(len(lengths)))
+    for order, size in ((everything, 64), (everything, 1), (everything[::-1], 3), (everything[::-1], 64)):
+        np.testing.assert_allclose(run(order, size), by_hand, rtol=5e-5, atol=5e-5)
 
 
 def test_longer_sequences_lose_their_end() -> None:
