@@ -293,15 +293,14 @@ class ImageTask:
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """See `trainer.Task`."""
         examples = self.examples
-        rows = examples.members("validation")
+        drawn = [examples.latest("validation", days) for days in VALIDATION_DAYS]
+        rows = np.unique(np.concatenate(drawn))
         log_prob, used = predict_images(network, self.card, examples, rows)
         scores, values = [], []
-        for days in VALIDATION_DAYS:
-            latest = np.sort(examples.latest("validation", days))
+        for latest in drawn:
             if not len(latest):
                 continue
-            at = np.searchsorted(rows, latest)
-            label, prob = examples.label[rows[at]], np.exp(log_prob[at])
+            label, prob = examples.label[latest], np.exp(log_prob[np.searchsorted(rows, latest)])
             scores.append(stopping_score(label, prob))
             values.append(measures(label, prob, examples.classes))
         names = ("macro_auc", "balanced_accuracy", "nll")

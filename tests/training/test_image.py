@@ -13,6 +13,7 @@ import torch
 
 from applecider_batch.archive.read import Archive
 from applecider_batch.features.cutouts import make_cutouts, radial_distance
+from applecider_batch.features.prepared import ImageInputs
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
@@ -77,6 +78,24 @@ def test_examples_are_what_inference_draws(loaded: tuple[Archive, Dataset, Image
     by_candid = dict(zip(table.column("candid").to_pylist(), made, strict=True))
     for row, cutout in zip(rows, examples.stamps.take(rows), strict=True):
         assert np.array_equal(by_candid[examples.candid[row]], cutout)
+
+
+def test_an_interrupted_cache_is_finished(
+    loaded: tuple[Archive, Dataset, ImageExamples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, dataset, _ = loaded
+    monkeypatch.setattr(stamp_cache, "SHARD", 7)
+    source, profile = dataset.prepared.image, get_profile("paper")
+    part = ImageInputs(source.candid[:20], source.hash64[:20], source.metadata[:20], source.row_index)
+    whole = stamp_cache.build_cache(tmp_path, archive, part, profile).take(np.arange(20))
+    (own,) = tmp_path.iterdir()
+    kept = (own / "000000.npy").stat().st_ino
+    (own / "usable.npy").unlink()
+    (own / "000001.npy").unlink()
+    again = stamp_cache.build_cache(tmp_path, archive, part, profile)
+    assert np.array_equal(again.take(np.arange(20)), whole)
+    assert (own / "000000.npy").stat().st_ino == kept
+    assert again.usable.all()
 
 
 def test_an_epoch_takes_a_few_of_each_object(loaded: tuple[Archive, Dataset, ImageExamples]) -> None:
