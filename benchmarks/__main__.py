@@ -1,7 +1,7 @@
 """All benchmarks that need no data of one's own, one after the other, on a simulated survey (``make bench``).
 
 The others take real files and say how in their first lines: ``golden_table``, ``gate_table``,
-``real_photometry``, ``real_spectra``, ``flaky_s3``; ``chaos`` is ``make chaos``.
+``real_photometry``, ``real_spectra``, ``missed_transients``, ``flaky_s3``; ``chaos`` is ``make chaos``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def main() -> None:
         nights = sorted(str(night) for night in (folder / "survey" / "alerts").glob("*.tar.gz"))
         _module("decode", *nights)
         _module("ingest_memory")
+        _module("crossmatch")
         for executor in ("serial", "ray"):
             places = [str(folder / "archive"), str(folder / "models")]
             _module("kill_and_resume", *places, "--executor", executor, "--objects-per-shard", "15")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import subprocess
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -30,6 +31,7 @@ from applecider_batch.catalog.known import read_known
 from applecider_batch.catalog.read import read_catalog
 from applecider_batch.engine.api import classify
 from applecider_batch.taxonomy import to_class5
+from benchmarks.__main__ import CLI
 from benchmarks.gate_table import kind_of
 
 ALERTS = ("archive", "variants", "avro", "fink_parquet")
@@ -37,6 +39,7 @@ HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
 TOPS = (20, 50, 100)
 NOTES = Path(__file__).with_name("missed_transients_notes.toml")
 KNOWN = "known_transients/known_transients.parquet"
+LABELS = "labels/labels.parquet"
 REPORTED = ("known", "late")
 
 
@@ -49,7 +52,7 @@ def prepare(data: Path, work: Path, models: str | None) -> tuple[str, str]:
     """The archive to search and the model set."""
     objects = pl.read_parquet(data / "lightcurves/ztf_objects.parquet").select("objectId", "object_key")
     test = objects.filter(pl.Series([fraction(key, slice(8, 16)) == 0 for key in objects["object_key"]]))
-    places = pl.read_parquet(data / "labels/labels.parquet").select("objectId", "ra", "dec")
+    places = pl.read_parquet(data / LABELS).select("objectId", "ra", "dec")
     curves = pl.read_parquet(data / "lightcurves/ztf_lightcurves.parquet")
     mine = curves.join(test.select("objectId"), on="objectId").join(places, on="objectId", how="left")
     work.mkdir(parents=True, exist_ok=True)
@@ -60,19 +63,12 @@ def prepare(data: Path, work: Path, models: str | None) -> tuple[str, str]:
     )
     ingest(files, archive, photometry=[str(work / "curves.parquet")])
     if models is None:
-        from applecider_batch.training.photometry import train_photometry
-        from applecider_batch.training.setup import TrainingRequest
-        from applecider_batch.training.splits import SplitRule
-
-        models = str(work / "models")
-        ingest([], str(work / "training"), photometry=[str(data / "lightcurves/ztf_lightcurves.parquet")])
-        train_photometry(
-            TrainingRequest(
-                archive=str(work / "training"), labels=str(data / "lightcurves/ztf_objects.parquet"),
-                out=str(work / "trained"), models=models, preset="compact", split=SplitRule("hash"),
-                epochs=12,
-            )
-        )  # fmt: skip
+        models, training = str(work / "models"), str(work / "training")
+        ingest([], training, photometry=[str(data / "lightcurves/ztf_lightcurves.parquet")])
+        given = ["--archive", training, "--labels", str(data / LABELS), "--models", models, "--split", "hash"]
+        train = ["--out", str(work / "trained"), "--preset", "compact", "--epochs", "14", "-q"]
+        subprocess.run([*CLI, "train", "photometry", *given, *train], check=True)
+        subprocess.run([*CLI, "models", "fit-anomaly", *given, "--horizons", "3,10,30,full"], check=True)
     return archive, models
 
 
@@ -121,16 +117,11 @@ class Experiment:
             r["objectId"]: kind_of(r["simbad"], r["vsx_type"], r["class5"])
             for r in index.iter_rows(named=True)
         }
-        labelled = pl.read_parquet(data / "labels/labels.parquet").select("objectId", "object_key", "class5")
+        labelled = pl.read_parquet(data / LABELS).select("objectId", "object_key", "class5")
         for name, _, label in labelled.iter_rows():
             if label is not None:
                 self.kinds[name] = kind_of(None, None, label)
-        curves = pl.read_parquet(data / "lightcurves/ztf_objects.parquet")
-        self.trained = {
-            name
-            for name, key in curves.select("objectId", "object_key").iter_rows()
-            if fraction(key, slice(8, 16)) != 0
-        }
+        self.trained = set(self.full.filter(pl.col("in_training_set"))["objectId"])
         self.packets = set(self.full.filter(pl.col("candid_first").is_not_null())["objectId"])
 
     def hide(self, seed: int, objects: set[str]) -> dict[str, Any]:

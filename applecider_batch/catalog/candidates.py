@@ -29,6 +29,7 @@ from applecider_batch.catalog.summary import horizon_label
 from applecider_batch.catalog.table_files import check_ending
 from applecider_batch.errors import UsageError, UserError
 from applecider_batch.features.quality import describe
+from applecider_batch.inference.anomaly_reference import describe as describe_reason
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASS_KEYS, GATES
@@ -219,10 +220,8 @@ class Search:
             "score_quality": parts.quality,
             "score_detections": parts.detections,
             "prob_transient": prob_transient(best),
-            "quality": pa.array(
-                [describe(flags or 0) for flags in best.column("quality_flags").to_pylist()],
-                pa.list_(pa.string()),
-            ),
+            "quality": _meanings(best, "quality_flags", describe),
+            "anomaly_reasons": _meanings(best, "anomaly_reason", describe_reason),
         }
         columns |= self._replay(best)
         columns |= neighbour_columns(
@@ -273,6 +272,11 @@ class Search:
             if row["gate"] == GATES[0] and chance is not None and chance >= self.options.threshold:
                 return horizon_label(row["horizon_days"])
         return None
+
+
+def _meanings(rows: pa.Table, name: str, describe: Callable[[int], list[str]]) -> pa.Array:
+    """The bits of a mask in words."""
+    return pa.array([describe(bits or 0) for bits in rows.column(name).to_pylist()], pa.list_(pa.string()))
 
 
 def _note(lists: list[str], missing: list[str], unchecked: int) -> str:
