@@ -169,7 +169,7 @@ def test_refused_files(catalogue: str, tmp_path: Path) -> None:
         read_candidates(str(tmp_path / "y.json"))
 
 
-def test_neighbours_and_siblings_against_astropy() -> None:
+def test_neighbours_against_astropy() -> None:
     from astropy import units
     from astropy.coordinates import SkyCoord
 
@@ -189,12 +189,8 @@ def test_neighbours_and_siblings_against_astropy() -> None:
         near = sorted((s, name) for s, name in zip(sep, names, strict=True) if s <= 10 and name != names[i])
         assert found["neighbour_objectId"][i].as_py() == [name for _, name in near]
         assert found["neighbour_sep"][i].as_py() == pytest.approx([s for s, _ in near], abs=1e-4)
-        direct = [name for s, name in near if s <= 2]
-        group = found["sibling_group"][i].as_py()
-        assert (group is None) == (not direct)
-        assert not direct or group <= min([*direct, names[i]])
-        links += len(direct)
-    assert links > 5
+        links += len(near)
+    assert links > 100
 
 
 def test_a_chain_of_siblings_is_one_group(catalogue: str, tmp_path: Path) -> None:
