@@ -18,6 +18,7 @@ the trees see of them says nothing of that match, so they learn what an unknown 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -284,7 +285,11 @@ def _cross_validate(examples: Examples, seed: int) -> np.ndarray:
     total = np.zeros(len(group))
     for repeat in range(REPEATS):
         folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + repeat)
-        for train, test in folds.split(group, stratum, group):
+        with warnings.catch_warnings():
+            # A kind of fewer objects than folds is missing in some, which is as it must be.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            parts = list(folds.split(group, stratum, group))
+        for train, test in parts:
             model = _boosted(examples.take(train), seed + repeat)
             p = model.predict_proba(prepared(examples.features[test]))
             own = int(np.flatnonzero(model.classes_ == OUTPUTS.index(IN_SCOPE))[0])
