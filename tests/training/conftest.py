@@ -12,13 +12,6 @@ from typing import NamedTuple
 
 import pytest
 
-# Small networks under the registry's names, as `models.init_model_set` takes them.
-SMALL = {
-    "cls_transformer": {"d_model": 16, "n_heads": 2, "n_layers": 1, "d_ff": 32},
-    "astrominn": {"depths": [1, 1], "dims": [8, 16], "towers_outdims": 4, "fusion_outdims": 4},
-    "spectranet": {"widths": [4, 4, 4, 4, 4], "hidden": [16, 8], "kernels": [[3, 5, 7]] * 5},
-}
-
 
 class Survey(NamedTuple):
     """Where archive and label table lie."""

@@ -28,7 +28,8 @@ from applecider_batch.training.dataset import load_dataset
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import report
 from applecider_batch.training.subclasses import NUCLEAR, nuclear_report
-from tests.training.conftest import SMALL, Survey
+from tests.engine.conftest import SMALL
+from tests.training.conftest import Survey
 
 
 def test_what_is_judged_and_left_out(

@@ -32,7 +32,8 @@ from applecider_batch.training.joint_task import (
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.setup import TrainingRequest
 from applecider_batch.training.splits import SplitRule
-from tests.training.conftest import SMALL, Survey, kill_in_training
+from tests.engine.conftest import SMALL
+from tests.training.conftest import Survey, kill_in_training
 
 RULE = SplitRule(validation=0.3, test=0.2)
 
