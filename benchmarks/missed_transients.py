@@ -30,6 +30,8 @@ from applecider_batch.catalog.crossmatch import CrossMatcher
 from applecider_batch.catalog.known import read_known
 from applecider_batch.catalog.read import read_catalog
 from applecider_batch.engine.api import classify
+from applecider_batch.engine.completeness import measure_completeness
+from applecider_batch.report.recovery import recovery_figure
 from applecider_batch.taxonomy import to_class5
 from benchmarks.__main__ import CLI
 from benchmarks.gate_table import kind_of
@@ -216,6 +218,31 @@ def look(experiment: Experiment, notes: dict[str, str]) -> list[str]:
     return [*lines, "", *said]
 
 
+def recovery(archive: str, models: str, data: Path, work: Path, figure: Path) -> list[str]:
+    """Markdown: the selection function, and its figure beside the page."""
+    found = measure_completeness(archive, models, str(data / LABELS), str(work / "completeness"))
+    figure.write_bytes(
+        recovery_figure(found["recovery"], "Recovered injections (prob_transient >= 0.5, full history)")
+    )
+    stages = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in found["stages"].items())
+    lines = [
+        f"{found['light_curves']} light curves that trained no network, {found['sites']} sites, "
+        f"{found['packets']:,} packets. {found['note']}", "", f"How far they came: {stages}. Lost:", "",
+        *(f"- {reason}: {count}" for reason, count in found["lost_at"].items()), "",
+        f"![Recovery]({figure.name})", "",
+        "| by | bin | injected | with an alert | in scope | recovered | share (95 %) | right class |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {row['by'].replace('_', ' ')} | {row['bin']} | {row['injected']} | {row['alerts']} "
+        f"| {row['in_scope']} | {row['recovered']} "
+        f"| {row['share']:.2f} ({row['share_low']:.2f}–{row['share_high']:.2f}) "
+        f"| {row['right_class']} |"
+        for row in found["recovery"]
+    ]
+    return lines
+
+
 def main() -> None:
     """Run the experiment and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -248,7 +275,9 @@ def main() -> None:
         f"match a source in the window ({asked.seeds} seeds).", "",
         "## A quarter of the list hidden: objects with packets", "", *hidden_tables(both["packets"]), "",
         "## A quarter of the list hidden: everything", "", *hidden_tables(both["all"]), "",
-        "## The first twenty of the real search", "", *look(experiment, notes),
+        "## The first twenty of the real search", "", *look(experiment, notes), "",
+        "## The selection function", "",
+        *recovery(archive, models, asked.data, asked.work, asked.out.with_name("missed_transients.png")),
     ]  # fmt: skip
     asked.out.write_text("\n".join(page) + "\n", encoding="utf-8")
     print("\n".join(page[1:]))
