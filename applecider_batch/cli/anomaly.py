@@ -36,9 +36,6 @@ def fit(
     from applecider_batch.training.anomaly import fit_anomaly
 
     result = fit_anomaly(
-        given.archive,
-        given.labels,
-        given.models,
         horizons=parse_horizons(horizons),
         seed=seed,
         **given.arguments(),
@@ -93,10 +90,7 @@ def evaluate(
     from applecider_batch.training.anomaly_evaluate import evaluate_anomaly
 
     result = evaluate_anomaly(
-        given.archive,
-        given.labels,
-        given.models,
-        out,
+        out=out,
         leave_out=leave_out,
         horizons=parse_horizons(horizons),
         seeds=seeds,
