@@ -58,7 +58,7 @@ def preprocessing_rows(golden: Path) -> Iterator[Values]:
         yield _row("photometry_events", name, columns[name], recorded[name].to_numpy(), tolerance)
     for name in ("g_r", "g_r_err", "r_i", "r_i_err"):
         values = recorded[name].fill_null(float("nan")).to_numpy()
-        yield _row("photometry_events", name, columns[name], values, (0.0, 2e-6))  # float32 magnitudes
+        yield _row("photometry_events", name, columns[name], values, (1e-11, 1e-12))
     with np.load(golden / "photo_tensors.npz") as arrays:
         tensors = dict(arrays)
     for horizon in (10.0, 30.0, 100.0):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from applecider_batch.features.float32_log import log10_float32
 from applecider_batch.features.points import (
     CANDIDATE,
     FORCED,
@@ -288,8 +289,8 @@ def log_fluxes(events: Events, profile: Profile) -> tuple[np.ndarray, np.ndarray
     # Upstream divides by ln 10 in float64 and by the flux in float32.
     scaled = (events.flux_err.astype(work).astype(np.float64) / LN10).astype(np.float64)
     wide = flux.astype(np.float64)
-    # NumPy's float32 log10 depends on the processor; the float64 one rounds to the same float32 everywhere.
-    return np.log10(wide).astype(work), (scaled / wide).astype(work)
+    logarithm = log10_float32(flux) if work == np.float32 else np.log10(flux)
+    return logarithm, (scaled / wide).astype(work)
 
 
 def drop_repeated(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.features.float32_log import log10_float32
 from applecider_batch.features.light_curves import Events, event_times, log_fluxes, merge_events
 from applecider_batch.features.metadata import CANDIDATE_FIELDS
 from applecider_batch.features.points import LN10
@@ -84,26 +85,11 @@ def _colour(events: Events, blue: int, red: int) -> tuple[np.ndarray, np.ndarray
     colour, error = np.full(len(events), np.nan), np.full(len(events), np.nan)
     # Upstream keeps the flux in float32 here, its error in float64.
     flux = np.maximum(events.flux.astype(np.float32), np.float32(_MAG_FLUX_FLOOR))
-    mag = np.float32(-2.5) * _log10_float32(flux)
+    mag = np.float32(-2.5) * log10_float32(flux)
     colour[here] = mag[here] - mag[other]
     relative = 2.5 / LN10 * events.flux_err / flux.astype(np.float64)
     error[here] = np.hypot(relative[here], relative[other])
     return colour, error
-
-
-def _log10_float32(x: np.ndarray) -> np.ndarray:
-    """log10 of positive normal float32 numbers by the C library's float32 steps, the same on every processor.
-
-    x = m 2^k with m in [1, 2) for k >= 0, else m in [1/2, 1) and k one larger; then
-    log10 x = k log10(2) + log10(e) ln m, log10(2) in two parts (fdlibm's ``e_log10f``). NumPy's own float32
-    log10 differs in the last bit between processors.
-    """
-    mantissa, exponent = np.frexp(x)  # m in [1/2, 1)
-    large = exponent > 0
-    k = (exponent - large).astype(np.float32)
-    ln = np.log(np.where(large, 2.0 * mantissa, mantissa).astype(np.float64)).astype(np.float32)
-    low, high, log10_e = np.float32(7.9034151668e-07), np.float32(3.0102920532e-01), np.float32(1.0 / LN10)
-    return (k * low + log10_e * ln) + k * high
 
 
 def _nearest(
