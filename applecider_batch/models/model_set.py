@@ -183,6 +183,11 @@ class ModelSet:
         data = checked_bytes(self.store, self.gate["file"], self.gate["sha256"])
         return LearnedGate.from_bytes(data, f"{self.store.url}/{self.gate['file']}")
 
+    def _gate_card(self) -> dict[str, Any] | None:
+        gate = self.learned_gate()
+        left_out = ("features", "trees", "depth", "horizons")
+        return None if gate is None else {k: v for k, v in gate.document.items() if k not in left_out}
+
     def summary(self) -> dict[str, Any]:
         """What the set holds, as one JSON document: names, digests, calibration and every card."""
         return {
@@ -196,6 +201,7 @@ class ModelSet:
             "calibration_id": self.calibration_id,
             "anomaly_ref_id": self.anomaly_ref_id,
             "gate_id": self.gate_id,
+            "gate": self._gate_card(),
             "networks": [
                 {
                     "name": e.name,

@@ -25,6 +25,7 @@ from applecider_batch.models.model_set import (
     update_files,
     verify_model_set,
 )
+from applecider_batch.models.use import use_network
 from applecider_batch.taxonomy import CLASSES
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -372,3 +373,27 @@ def test_a_card_survives_its_file() -> None:
         DATASET, feature_names=("a", "ra"), normalisation={"metadata": statistics, "photometry": None}
     )
     assert ModelCard.from_json(json.loads(json.dumps(before.as_json()))) == before
+
+
+def test_the_gate_of_a_set(small: Path) -> None:
+    before = ModelSet.load(small)
+    gate = before.learned_gate()
+    assert gate is not None
+    assert gate.gate_id == before.gate_id
+    assert before.summary()["gate"]["threshold"] == gate.threshold
+    # It belongs to the set, not to a network: another one in use leaves it, and resets what was fitted to it.
+    use_network(small, "informer")
+    assert ModelSet.load(small).gate_id == before.gate_id
+    (small / "gate.safetensors").write_bytes(gate.to_bytes() + b"x")
+    with pytest.raises(UserError, match=r"gate\.safetensors' was changed"):
+        ModelSet.load(small)
+    assert any("gate.safetensors" in problem for problem in verify_model_set(small)["problems"])
+
+
+def test_a_set_without_a_gate_decides_by_rules(small: Path) -> None:
+    manifest = small / "model_set.toml"
+    text = manifest.read_text()
+    start = text.index("[gate]")
+    manifest.write_text(text[:start] + text[text.index("[[network]]", start) :])
+    alone = ModelSet.load(small)
+    assert (alone.gate_id, alone.learned_gate(), alone.summary()["gate"]) == (None, None, None)

@@ -16,6 +16,7 @@ from applecider_batch.features.gate_model import Judges
 from applecider_batch.features.inputs import prepare_shard
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models.model_set import ModelSet, init_model_set
+from applecider_batch.schema import load_answers
 from applecider_batch.simulate import simulate
 from applecider_batch.training import gate as training
 from applecider_batch.training.gate import train_gate
@@ -114,6 +115,7 @@ def test_from_archives_to_a_set_and_its_rows(
     after = ModelSet.load(models)
     assert (told["gate_id"], told["model_set_digest"]) == (after.gate_id, after.digest)
     assert after.digest != before.digest
+    assert set(told) == set(load_answers()["train gate"])
     assert [e.card for e in after.entries] == [e.card for e in before.entries]
     truth = read_gate_labels(survey[1])
     tested = {name for name, group in truth.group.items() if development_part(group) == 2}
