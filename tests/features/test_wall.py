@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from applecider_batch.archive.read import ShardData
 from applecider_batch.features.curve_summary import CURVE_SUMMARY
+from applecider_batch.features.cuts import own_presets, read_own
+from applecider_batch.features.gate_model import Judges, LearnedGate
 from applecider_batch.features.inputs import MODALITIES, prepare_shard
 from applecider_batch.features.profiles import get_profile
+from applecider_batch.models.seeding import PACKAGED_GATE
 from tests.features import reference
 from tests.features.compare import assert_consistent, row_bytes
 from tests.features.packets import Packet, archive_of, histories, surveys
@@ -23,12 +26,18 @@ from tests.features.tables import JD0, FakeShard, alert, forced, point, spectrum
 PAPER = get_profile("paper")
 HORIZONS = [0.0, 3.0, 10.0, 100.0, None]
 END = JD0 + 2000.0
+JUDGES = Judges(
+    own_presets(read_own("[bright]\nalert = ['magpsf < 16']\nrow = ['n_neg = 0']", "test")),
+    LearnedGate.from_bytes(PACKAGED_GATE.read_bytes(), "packaged"),
+)
 EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def rows_until(data: FakeShard | ShardData, jd: float, profile: str = "paper", end: float = END) -> dict:
     wanted = (*MODALITIES, CURVE_SUMMARY) if profile == "paper" else MODALITIES
-    prepared = prepare_shard(data, HORIZONS, get_profile(profile), snapshot_jd_max=end, modalities=wanted)
+    prepared = prepare_shard(
+        data, HORIZONS, get_profile(profile), snapshot_jd_max=end, modalities=wanted, judges=JUDGES
+    )
     assert_consistent(prepared)
     return row_bytes(prepared, lambda row: row["episode"] > 0 and row["as_of_jd"] <= jd)
 
@@ -71,7 +80,9 @@ def test_an_object_does_not_depend_on_its_neighbours(packets: list[Packet]) -> N
 def rows_of(packets: list[Packet]) -> dict:
     wanted = (*MODALITIES, CURVE_SUMMARY)
     return row_bytes(
-        prepare_shard(archive_of(packets), HORIZONS, PAPER, snapshot_jd_max=END, modalities=wanted)
+        prepare_shard(
+            archive_of(packets), HORIZONS, PAPER, snapshot_jd_max=END, modalities=wanted, judges=JUDGES
+        )
     )
 
 
