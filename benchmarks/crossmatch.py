@@ -51,6 +51,7 @@ def batch(rng: np.random.Generator, first: int, known: KnownList) -> pa.Table:
 
     columns = {
         "objectId": pa.array(spread(np.array([f"ZTF{first + i:012d}" for i in range(n)]))),
+        "hash64": pa.array(np.arange(first, first + n, dtype=np.uint64).repeat(len(HORIZONS))),
         "episode": pa.array(np.ones(n * len(HORIZONS), np.int16)),
         "horizon_days": pa.array(list(HORIZONS) * n, pa.float64()),
         **{name: pa.array(spread(v)) for name, v in
@@ -81,7 +82,7 @@ def main() -> None:
     while rows < asked.rows:
         table = batch(rng, rows, known)
         start = time.perf_counter()
-        matched = matcher.annotate(table)
+        matched, _ = matcher.annotate_with_pairs(table)
         spent += time.perf_counter() - start
         rows += matched.num_rows
         hits += matched.num_rows - matched.column("xm_tns_name").null_count
