@@ -64,13 +64,15 @@ def probe_sentences(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
                 )
             elif "auc" in result:
                 out.append(f"Source probe within {name} by {what}: AUC {result['auc']:.2f}.")
-        unknown = [
-            f"{name} ({result['why_not']})" for name, result in by_class.items() if "why_not" in result
-        ]
+        unknown: dict[str, list[str]] = {}
+        for name, result in by_class.items():
+            if "why_not" in result:
+                unknown.setdefault(result["why_not"], []).append(name)
         if unknown:
+            reasons = "; ".join(f"{', '.join(names)} ({why})" for why, names in unknown.items())
             out.append(
                 f"The source probe needs two sources with {MIN_OBJECTS} objects of a class; by {what} it "
-                f"cannot judge {', '.join(unknown)}."
+                f"cannot judge {reasons}."
             )
     return out
 
@@ -86,8 +88,11 @@ def _probe_class(
     sources, counts = np.unique(dataset.source[rows].astype(str), return_counts=True)
     enough = sources[(counts >= MIN_OBJECTS) & (sources != "")]
     if len(enough) < 2:
-        largest = f"{counts.max()} of {counts.sum()} from one source" if len(counts) else "none at all"
-        return {"why_not": largest}
+        if not len(rows):
+            return {"why_not": "no objects"}
+        if not (sources != "").any():
+            return {"why_not": "the label table names no source"}
+        return {"why_not": f"{counts.max()} of {counts.sum()} from one source"}
     rows = rows[np.isin(dataset.source[rows].astype(str), enough)]
     features = features_of(dataset.prepared, items[rows])
     auc = {s: _out_of_fold_auc(features, dataset.source[rows].astype(str) == s, seed) for s in enough}

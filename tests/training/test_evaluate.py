@@ -27,6 +27,7 @@ from applecider_batch.training.calibrate import calibration_document
 from applecider_batch.training.dataset import load_dataset
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import report
+from applecider_batch.training.probe import probe_sentences, source_probe
 from applecider_batch.training.subclasses import NUCLEAR, nuclear_report
 from tests.engine.conftest import SMALL
 from tests.training.conftest import Survey
@@ -165,3 +166,39 @@ def test_temperatures_by_pattern_with_back_off() -> None:
     assert document["calibrated"]
     few = np.concatenate([np.flatnonzero(label < 4), np.flatnonzero(label == 4)[:49]])
     assert not calibration_document(dataset, answers, few)["calibrated"]
+
+
+def test_the_source_probe_voids_what_gives_its_source_away() -> None:
+    """Class 0: two sources that differ in a number; class 1: two that do not; class 2: one; class 3: none."""
+    rng = np.random.default_rng(4)
+    label = np.repeat([0, 1, 2, 3], 60)
+    source = np.where(np.arange(240) % 2, "one", "two").astype(object)
+    source[label == 2], source[label == 3] = "one", ""
+    metadata = rng.normal(size=(240, 4))
+    metadata[(label == 0) & (source == "one"), 2] += 3
+    items = {
+        "image": np.arange(240)[:, None],
+        "photometry": np.full((240, 1), -1),
+        "spectra": np.full((240, 1), -1),
+    }
+    dataset = SimpleNamespace(
+        label=label,
+        source=source,
+        classes=CLASSES,
+        items=items.get,
+        prepared=SimpleNamespace(image=SimpleNamespace(metadata=metadata)),
+    )
+    found = source_probe(dataset)
+    assert list(found) == ["image"]
+    assert found["image"]["SN I"]["void"]
+    assert found["image"]["SN I"]["auc"] > 0.9
+    assert not found["image"]["SN II"]["void"]
+    assert [found["image"][c]["why_not"] for c in CLASSES[2:]] == [
+        "60 of 60 from one source",
+        "the label table names no source",
+        "no objects",
+    ]
+    void, clean, unknown = probe_sentences(found)
+    assert void.startswith("VOID: within SN I the image")
+    assert "within SN II by image" in clean
+    assert "CV (60 of 60 from one source); AGN (the label table names no source)" in unknown
