@@ -1,7 +1,8 @@
 """All benchmarks that need no data of one's own, one after the other, on a simulated survey (``make bench``).
 
 The others take real files and say how in their first lines: ``golden_table``, ``gate_table``,
-``real_photometry``, ``real_spectra``, ``real_images``, ``missed_transients``, ``flaky_s3``; ``chaos`` is ``make chaos``.
+``real_photometry``, ``real_spectra``, ``real_images``, ``missed_transients``, ``flaky_s3``; ``chaos`` is
+``make chaos``.
 """
 
 from __future__ import annotations
