@@ -287,6 +287,8 @@ class PartReader:
         self.store = store
         self.record = record
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._stored: dict[str, dict[str, np.ndarray]] = {}
+        self.bytes_read = 0
 
     @cached_property
     def _index(self) -> dict[str, Any]:
@@ -373,7 +375,7 @@ class PartReader:
             return _select(schema, wanted).empty_table()
         needed = wanted if "hash64" in wanted else ["hash64", *wanted]
         with self.open(name) as file:
-            table = file.read_row_groups(groups, columns=needed, use_threads=False)
+            table = self._read_groups(file, name, groups, needed)
         start, stop = hash_slice(table.column("hash64").to_numpy(), lo, hi)
         if 2 * (stop - start) < table.num_rows:
             # A copy, or the few rows wanted would keep whole row groups in memory.
@@ -393,8 +395,38 @@ class PartReader:
         schema = schema or load_table(name).arrow
         wanted = list(columns) if columns is not None else schema.names
         with self.open(name) as file:
-            table = file.read_row_groups(groups, columns=wanted, use_threads=False)
+            table = self._read_groups(file, name, groups, wanted)
         return _select_table(table, wanted, _select(schema, wanted))
+
+    def stored_bytes(self, name: str, groups: list[int], columns: Iterable[str] | None = None) -> int:
+        """Bytes of row groups of a table as stored, all columns or some; from its footer."""
+        if name not in self._stored:
+            if name not in self._footers:
+                with self.open(name):
+                    pass
+            self._stored[name] = _chunk_bytes(self._footers[name])
+        sizes = self._stored[name]
+        return int(sum(sizes[column][groups].sum() for column in (sizes if columns is None else columns)))
+
+    def _read_groups(
+        self, file: pq.ParquetFile, name: str, groups: list[int], columns: list[str]
+    ) -> pa.Table:
+        table = file.read_row_groups(groups, columns=columns, use_threads=False)
+        self.bytes_read += self.stored_bytes(name, groups, columns)
+        return table
+
+
+def _chunk_bytes(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
+    """Column -> stored bytes in each row group, int64 (n_groups,)."""
+    sizes: dict[str, np.ndarray] = {}
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for position in range(group.num_columns):
+            chunk = group.column(position)
+            column = chunk.path_in_schema.split(".")[0]
+            of = sizes.setdefault(column, np.zeros(footer.num_row_groups, np.int64))
+            of[number] += chunk.total_compressed_size
+    return sizes
 
 
 def _select(schema: pa.Schema, names: list[str]) -> pa.Schema:

@@ -81,6 +81,11 @@ class Archive:
         store = open_archive(url, storage_options)
         return cls(store, load_snapshot(store, snapshot))
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the parts' tables, as stored, that were read since this archive was opened."""
+        return sum(part.bytes_read for part in self.parts)
+
     @cached_property
     def parts(self) -> list[PartReader]:
         """The parts of the snapshot."""
@@ -283,7 +288,7 @@ def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[
 def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:
     """The rows of a mask; where they lie together they are not copied, a stamp is 16 kB."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    if len(edges) > len(mask) // _ROWS_PER_COPY:
+    if not len(edges) or len(edges) > len(mask) // _ROWS_PER_COPY:
         return rows.filter(pa.array(mask))
     return pa.concat_tables(rows.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist())
 

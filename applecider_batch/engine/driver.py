@@ -34,6 +34,8 @@ from applecider_batch.logs import Progress, get_logger
 MAX_CHARGES = 4
 FREE_LOSSES = 8
 CANCEL = "cancel.json"
+# States of a session that has not ended: everything is being made ready, and shards are worked on.
+UNDER_WAY = ("start", "working")
 WATCH_SECONDS = 1.0
 FLUSH_SECONDS = 10.0
 
@@ -72,6 +74,9 @@ class Executor(Protocol):
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Attempts that ended; waits at most about so long for the first one."""
+
+    def sizes(self) -> dict[str, int]:
+        """Workers (``worker``) and actors of each modality; empty where everything is in this process."""
 
     def close(self) -> None:
         """Stop everything at once."""
@@ -121,6 +126,7 @@ class Driver:
                     self._recall_failures(pending)
                     self._set_aside = self._folder.objects_set_aside()
                     self._executor.start(self._stop)
+                    session.working(self._executor.sizes())
                     self._loop(pending, session, len(plan.shards), len(done))
                 self._raise_if_stopped()
             except BaseException as error:
@@ -156,7 +162,7 @@ class Driver:
                             # Ahead of the others: it is nearly done once its bad objects are known.
                             pending.appendleft(isolation.shard)
                     elif outcome.kind == "committed":
-                        session.committed(outcome)
+                        session.committed(outcome, self._failures.get(outcome.shard.name, 0))
                         progress.update(1, **{"objects/s": f"{session.rate:,.1f}"})
                     elif outcome.kind == "fatal":
                         session.log(f"{outcome.shard.name} stopped the run: {outcome.error}")
@@ -323,8 +329,12 @@ class _Session:
         self._token = token
         self._started = time.monotonic()
         self._flushed = self._started
-        self._about = {"executor": executor, "host": socket.gethostname(), "pid": os.getpid()}
-        self._write_manifest("start")
+        self._about: dict[str, Any] = {
+            "executor": executor,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        self._write_manifest(UNDER_WAY[0])
         self.log(f"session {self.number} starts: run {plan.run_id}, {executor} executor")
         self.flush(now=True)
 
@@ -338,14 +348,20 @@ class _Session:
         """Objects per second of this session."""
         return self.objects / max(time.monotonic() - self._started, 1e-9)
 
-    def committed(self, outcome: Outcome) -> None:
+    def committed(self, outcome: Outcome, retries: int) -> None:
         record = outcome.record
         self.objects += record["objects"]
         line = {"shard_id": record["shard_id"], "objects": record["objects"], "rows": record["rows"]}
-        self._metrics.add(json.dumps({**line, "session": self.number, **outcome.metrics}, sort_keys=True))
+        line |= {"session": self.number, "retries": retries, "finished": round(time.time(), 3)}
+        self._metrics.add(json.dumps({**line, **outcome.metrics}, sort_keys=True))
         note = f", {record['objects_in_error']} in error" if record["objects_in_error"] else ""
         note += ", degraded" if record["degraded"] else ""
         self.log(f"{outcome.shard.name} committed: {record['objects']} objects, {record['rows']} rows{note}")
+
+    def working(self, pools: dict[str, int]) -> None:
+        """Everything is ready; note what there is of each kind."""
+        self._about["pools"] = pools
+        self._write_manifest(UNDER_WAY[1])
 
     def log(self, text: str) -> None:
         self._log.add(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}")

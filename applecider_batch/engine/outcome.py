@@ -90,9 +90,8 @@ def attempt_shard(task: ShardTask, shard: Shard, attempt: Attempt, ports: Mappin
             failed.kind = "fatal"
             failed.raised = error if isinstance(error, AppleciderError) else StorageError(f"{error}.")
         return failed
-    metrics = {key: value for key, value in done.items() if key not in ("record", "committed")}
-    kind = "tried" if attempt.trial else "committed"
-    return Outcome(shard, kind, record=done["record"], metrics=metrics)
+    record = done.pop("record")
+    return Outcome(shard, "tried" if attempt.trial else "committed", record=record, metrics=done)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from applecider_batch.engine.outcome import ModelLost, Outcome, attempt_shard, i
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.ray_cluster import Connection, Pool, check_fit, plan_pools
 from applecider_batch.engine.shard_task import ShardTask, TaskSpec
+from applecider_batch.engine.timing import computed
 from applecider_batch.errors import AppleciderError, ClusterError, UsageError
 from applecider_batch.inference.batches import Batch
 from applecider_batch.inference.fusion import MODALITIES
@@ -55,9 +56,8 @@ class ModelActor:
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, batch: Batch) -> dict[str, Any]:
-        """Answer of the predictor."""
-        answer: dict[str, Any] = self._predictor.run(batch)
-        return answer
+        """Answer of the predictor, with the seconds that it took."""
+        return computed(self._predictor.run, batch)
 
 
 class ShardWorker:
@@ -355,6 +355,10 @@ class RayExecutor:
                     with contextlib.suppress(ray.exceptions.RayError, ValueError):
                         ray.kill(pings[ref].handle)
                     self._start_model(modality)
+
+    def sizes(self) -> dict[str, int]:
+        """Workers and actors of each modality as planned."""
+        return {pool.name: pool.size for pool in (self._worker_pool, *self._pools.values())}
 
     def close(self) -> None:
         """End all actors at once; a local Ray ends with them."""

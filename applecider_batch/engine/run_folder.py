@@ -3,7 +3,7 @@
 The output tree::
 
     RUN/plan.json                        create-only; run_id is the digest of its identity
-    RUN/manifest.jsonl                   one line per session: when, where, how it ended
+    RUN/manifest.jsonl                   lines per session: start, working, how it ended
     RUN/lease.json                       the driver at work: host, pid, heartbeat (see ``lease.py``)
     RUN/cancel.json                      a request to stop, taken away by the driver
     RUN/data/shard-00012.<attempt>.parquet   rows of a shard (schema ``catalogue``)

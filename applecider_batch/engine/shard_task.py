@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,7 @@ from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.region import select_region
 from applecider_batch.engine.run_folder import RunFolder
+from applecider_batch.engine.timing import Clock, TimedPort
 from applecider_batch.errors import UserError
 from applecider_batch.features.cuts import own_presets
 from applecider_batch.features.gate_model import Judges
@@ -194,10 +195,14 @@ class ShardTask:
         Returns
         -------
         dict
-            ``record`` (the commit record, empty for a trial), ``committed`` (False if another attempt was
-            first), ``seconds`` by step.
+            ``record`` (the commit record, another attempt's if that was first; empty for a trial), and what
+            ``metrics.jsonl`` keeps: ``seconds`` by step (``infer`` is waiting for networks), seconds
+            ``waited`` for and ``busy`` of each network, ``batches``, ``bytes_read``, ``bytes_written``,
+            ``peak_memory_bytes`` of the process.
         """
-        clock = _Clock()
+        clock = Clock()
+        read_before = self._archive.bytes_read
+        timed = {name: TimedPort(port, clock) for name, port in ports.items()}
         set_aside = {
             name: said
             for name, said in attempt.set_aside.items()
@@ -208,12 +213,12 @@ class ShardTask:
         prepared = self.prepare(data, self.plan.horizons, set_aside)
         del data
         clock.lap("prepare")
-        outputs = self.infer(shard, prepared, ports)
-        clock.lap("infer")
+        outputs = self.infer(shard, prepared, timed, clock)
+        clock.lap("batches")
         table = self.assemble(shard, prepared, outputs)
         clock.lap("rows")
         if attempt.trial:
-            return {"record": {}, "committed": False, "seconds": clock.seconds}
+            return {"record": {}}
         data_file = f"data/{shard.name}.{attempt.name}.parquet"
         content = parquet_bytes(table)
         self.folder.store.write_atomic(data_file, content)
@@ -237,15 +242,22 @@ class ShardTask:
         try:
             self.folder.commit(shard.name, record)
         except FileExistsError:
-            for name in (data_file, *(entry["file"] for entry in side.values())):
-                self.folder.store.delete(name)
-            return {
-                "record": self.folder.commit_record(shard.name),
-                "committed": False,
-                "seconds": clock.seconds,
-            }
+            record = self.folder.commit_record(shard.name)
+            if record["data_file"] != data_file:
+                for name in (data_file, *(entry["file"] for entry in side.values())):
+                    self.folder.store.delete(name)
         clock.lap("commit")
-        return {"record": record, "committed": True, "seconds": clock.seconds, "batches": outputs.batches}
+        return {
+            "record": record,
+            "seconds": clock.seconds,
+            "waited": {name: round(port.waited, 4) for name, port in timed.items()},
+            "busy": {name: round(port.busy, 4) for name, port in timed.items()},
+            "batches": outputs.batches,
+            "bytes_read": self._archive.bytes_read - read_before,
+            "bytes_written": len(content) + sum(entry["bytes"] for entry in side.values()),
+            # ru_maxrss is in KiB on Linux.
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
 
     def _write_side(self, name: str, prepared: Any, outputs: ShardOutputs) -> dict[str, Any]:
         """Write the side tables that the plan asks for; what the commit record says of each."""
@@ -258,6 +270,7 @@ class ShardTask:
             written[table_name] = {
                 "file": file,
                 "rows": table.num_rows,
+                "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
         return written
@@ -288,12 +301,18 @@ class ShardTask:
         """Catalogue rows of what was prepared and inferred."""
         return self._rooms.assemble(without_absent(prepared, outputs), outputs, self._row_identity(shard))
 
-    def infer(self, shard: Shard, prepared: Any, ports: Mapping[str, Port]) -> ShardOutputs:
+    def infer(
+        self, shard: Shard, prepared: Any, ports: Mapping[str, Port], clock: Clock | None = None
+    ) -> ShardOutputs:
         """What the networks say about the inputs of a shard, in the run's own batches."""
+        apart = (clock or Clock()).apart
         candids = np.asarray(prepared.image.candid) if "image" in ports else np.empty(0, np.int64)
         cutouts = StampCutouts(
-            lambda wanted: self._archive.read_stamps(shard.hash_lo, shard.hash_hi, wanted.tolist()),
-            lambda stamps: self._rooms.cutouts(stamps, self._profile),
+            lambda wanted: apart(
+                "stamps",
+                lambda: self._archive.read_stamps(shard.hash_lo, shard.hash_hi, wanted.tolist()),
+            ),
+            lambda stamps: apart("cutouts", lambda: self._rooms.cutouts(stamps, self._profile)),
             self._rooms.cutout_shape(self._profile),
             candids,
         )
@@ -345,16 +364,3 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def _objects_in_error(table: pa.Table) -> int:
     bad = table.filter(pc.is_valid(table.column("error_code")))
     return int(pc.count_distinct(bad.column("objectId")).as_py())
-
-
-class _Clock:
-    """Seconds by step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, step: str) -> None:
-        now = time.monotonic()
-        self.seconds[step] = round(now - self._last, 4)
-        self._last = now

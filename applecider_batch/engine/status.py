@@ -5,12 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from applecider_batch.engine.driver import CANCEL, summarise
+from applecider_batch.engine.driver import CANCEL, UNDER_WAY, summarise
 from applecider_batch.engine.lease import is_alive, read_lease
 from applecider_batch.engine.run_folder import RunFolder, read_lines
 from applecider_batch.storage import Store
+
+# Share of the workers' time from which on waiting for networks is what holds a run up.
+MOSTLY = 0.5
+STEP_WORDS = {
+    "read": "reading alerts, photometry and spectra",
+    "prepare": "making features",
+    "stamps": "reading stamps",
+    "cutouts": "cutting stamps",
+    "batches": "putting batches together",
+    "rows": "assembling rows",
+    "write": "writing rows",
+    "commit": "committing",
+}
 
 
 def run_status(store: Store) -> dict[str, Any]:
@@ -64,17 +79,73 @@ def _brief(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _speed(metrics: list[str], sessions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Objects per second of the last session, and the seconds spent in each step over all shards."""
-    steps: dict[str, float] = {}
-    objects = 0
-    last = sessions[-1]["session"] if sessions else None
+    """How fast, where the time goes, and what waits for what."""
+    entries = []
     for line in metrics:
         with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            objects += entry["objects"] if entry["session"] == last else 0
-            for step, seconds in entry["seconds"].items():
-                steps[step] = steps.get(step, 0.0) + seconds
-    times = [entry["time"] for entry in sessions if entry["session"] == last]
-    end = times[-1] if len(times) > 1 else time.time()
-    rate = objects / max(end - times[0], 1e-3) if times else 0.0
-    return {"objects_per_s": round(rate, 2), "seconds_by_step": {k: round(v, 3) for k, v in steps.items()}}
+            entries.append(json.loads(line))
+    last = sessions[-1]["session"] if sessions else None
+    current = [entry for entry in entries if entry["session"] == last]
+    mine = [entry for entry in sessions if entry["session"] == last]
+    over = bool(mine) and mine[-1]["state"] not in UNDER_WAY
+    end = mine[-1]["time"] if over else time.time()
+    seconds = max(end - mine[0]["time"], 1e-3) if mine else 1e-3
+    steps: Counter[str] = Counter()
+    for entry in entries:
+        steps.update(entry["seconds"])
+    return {
+        "objects_per_s": round(sum(entry["objects"] for entry in current) / seconds, 2),
+        "seconds_by_step": {step: round(spent, 3) for step, spent in steps.items()},
+        "bytes_read": sum(entry.get("bytes_read", 0) for entry in entries),
+        "bytes_written": sum(entry.get("bytes_written", 0) for entry in entries),
+        "retries": sum(entry.get("retries", 0) for entry in entries),
+        "peak_memory_bytes": max((entry.get("peak_memory_bytes", 0) for entry in entries), default=0),
+        **flow(current, sessions[-1].get("pools", {}) if sessions else {}),
+    }
+
+
+def flow(entries: Sequence[Mapping[str, Any]], pools: Mapping[str, int]) -> dict[str, Any]:
+    """Which stage starves which, from the shards of one session.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        Lines of ``metrics.jsonl``.
+    pools : mapping of str -> int
+        Workers (``worker``) and actors of each modality; empty for the serial executor.
+
+    Returns
+    -------
+    dict
+        ``waiting_for_networks`` (share of the workers' time), ``network_busy`` (modality -> share of the time
+        of its actors, from the first shard's begin to the last one's end) and ``bottleneck`` (a sentence).
+        None without shards.
+    """
+    spent, waited, busy = Counter[str](), Counter[str](), Counter[str]()
+    for entry in entries:
+        spent.update(entry["seconds"])
+        waited.update(entry.get("waited", {}))
+        busy.update(entry.get("busy", {}))
+    total = spent.total()
+    if not total:
+        return {"waiting_for_networks": None, "network_busy": {}, "bottleneck": None}
+    begin = min(entry["finished"] - sum(entry["seconds"].values()) for entry in entries)
+    wall = max(max(entry["finished"] for entry in entries) - begin, 1e-3)
+    shares = {name: busy[name] / (wall * pools.get(name, 1)) for name in busy}
+    waiting = waited.total() / total
+    if waited and waiting > MOSTLY:
+        name, seconds = max(waited.items(), key=lambda item: item[1])
+        said = f"The workers wait for networks {waiting:.0%} of their time, most for {name} ({seconds:.0f} s)"
+        said += "; more actors or GPUs there would help." if pools else "."
+    else:
+        step, seconds = max(((k, v) for k, v in spent.items() if k != "infer"), key=lambda item: item[1])
+        said = (
+            f"The networks wait for the workers: {1 - waiting:.0%} of the workers' time is their own work, "
+        )
+        said += f"most of it {STEP_WORDS.get(step, step)} ({seconds:.0f} s)"
+        said += "; more workers would help." if pools else "."
+    return {
+        "waiting_for_networks": round(waiting, 3),
+        "network_busy": {name: round(share, 3) for name, share in shares.items()},
+        "bottleneck": said,
+    }

@@ -63,6 +63,8 @@ class FakeShard:
 class FakeArchive:
     """Objects named by :func:`names`; a candid is the position of its object in that list."""
 
+    bytes_read = 0
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.snapshot = SimpleNamespace(

@@ -123,7 +123,8 @@ def test_classify_as_a_job(head: Head, inputs: Inputs, tmp_path: Path) -> None:
     assert answer["submission_id"] == f"{first['submission_id']}-2"
     assert answer["result"]["state"] == "complete"
     assert answer["result"]["run_id"] == api.status(run)["run_id"]
-    assert [s["state"] for s in api.status(run)["sessions"]] == ["start", "interrupted", "start", "complete"]
+    states = [s["state"] for s in api.status(run)["sessions"]]
+    assert states == ["start", "working", "interrupted", "start", "working", "complete"]
     # Another selection into the same run is refused, and the job tells so.
     refused, said = head.submit("classify", [*arguments, "--horizons", "3"], tmp_path)
     assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
