@@ -67,11 +67,15 @@ def draw_noisy(
     low, high = _cut_extremes(curves, g)
     bottom, top = _dilate(low, high, g)
     first, last = _by_column(np.minimum, bottom), _by_column(np.maximum, top)
-    # Strokes of the neighbouring columns reach into a column.
+    # Strokes of the columns beside it reach into a column.
     lowest, highest = _by_column(np.minimum, low) - _TIP, _by_column(np.maximum, high) + _TIP
-    for ours, theirs in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-        np.minimum(first[:, ours], lowest[:, theirs], out=first[:, ours])
-        np.maximum(last[:, ours], highest[:, theirs], out=last[:, ours])
+    for away in range(1, min(int(np.ceil(width / 2)), size - 1) + 1):
+        for ours, theirs in (
+            (slice(away, None), slice(None, -away)),
+            (slice(None, -away), slice(away, None)),
+        ):
+            np.minimum(first[:, ours], lowest[:, theirs], out=first[:, ours])
+            np.maximum(last[:, ours], highest[:, theirs], out=last[:, ours])
     slots = _Slots(np.maximum(first, 0), np.minimum(last, size))
     ink = _union(bottom, top, slots, scratch)
     np.maximum(
@@ -117,14 +121,15 @@ def _middles_of_cuts(curves: np.ndarray, radius: float, reach: int, scratch: Scr
     step = np.diff(inside, prepend=2 * first - inside[:, :1], append=2 * last - inside[:, -1:])
     step *= np.float32(0.25)
     line = scratch.get("line", (len(curves), 2 * (inside.shape[1] + reach)), np.float32)
-    np.subtract(inside, step[:, :-1], out=line[:, reach:-reach:2])
-    np.add(inside, step[:, 1:], out=line[:, reach + 1 : line.shape[1] - reach : 2])
+    end = line.shape[1] - reach
+    np.subtract(inside, step[:, :-1], out=line[:, reach:end:2])
+    np.add(inside, step[:, 1:], out=line[:, reach + 1 : end : 2])
     away = (np.arange(reach, dtype=np.float32) + np.float32(0.5)) / _SMOOTH_CUTS  # px from the end
-    for end, slope, where in (
-        (first, -4 * SMOOTH_SAMPLES * step[:, :1], slice(reach - 1, None, -1)),
-        (last, 4 * SMOOTH_SAMPLES * step[:, -1:], slice(-reach, None)),
+    for value, slope, beyond in (
+        (first, -4 * SMOOTH_SAMPLES * step[:, :1], line[:, :reach][:, ::-1]),
+        (last, 4 * SMOOTH_SAMPLES * step[:, -1:], line[:, end:]),
     ):
-        line[:, where] = end + slope * np.minimum(away, np.float32(radius) / np.sqrt(1 + slope * slope))
+        beyond[:] = value + slope * np.minimum(away, np.float32(radius) / np.sqrt(1 + slope * slope))
     return line
 
 

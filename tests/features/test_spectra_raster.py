@@ -175,7 +175,7 @@ def test_channels_are_raw_and_smoothed() -> None:
             assert beyond <= 0.03
 
 
-@pytest.mark.parametrize(("size", "width"), [(288, 1.0), (288, 2.5), (64, 1.389)])
+@pytest.mark.parametrize(("size", "width"), [(288, 1.0), (288, 2.5), (64, 1.389), (100, 7.0)])
 def test_smooth_channels_of_other_sizes_and_widths(size: int, width: float) -> None:
     """A line of any width, whose ends are cut by the picture's edge, and whose ink is its length by width."""
     flux = np.linspace(0.0, 1.0, 500)[None]
@@ -185,6 +185,16 @@ def test_smooth_channels_of_other_sizes_and_widths(size: int, width: float) -> N
         expected = width * size * np.sqrt(2)
         assert channel.sum() / 255 == pytest.approx(expected, rel=0.03)
         assert np.abs(channel.astype(int) - channel.T[::-1, ::-1]).max() <= 25  # the diagonal's mirror image
+
+
+def test_any_size_width_and_number_of_samples() -> None:
+    rng = np.random.default_rng(12)
+    for size, width, n in [(8, 0.2, 80), (61, 7.0, 333), (150, 3.7, 4096), (288, 0.3, 700), (33, 2.0, 5999)]:
+        curves = rng.normal(size=(3, n)) * 10.0 ** rng.uniform(-5, 5, size=(3, 1))
+        curves[1, : n // 3] = 0
+        pictures = render_spectra(curves, size=size, line_width_px=width)
+        assert pictures.shape == (3, 3, size, size)
+        assert pictures.any(axis=(2, 3)).all()
 
 
 def test_batch_and_order_change_nothing() -> None:
