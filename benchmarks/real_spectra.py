@@ -5,7 +5,8 @@
 DATA is the folder of the real data, WORK a folder for the archive and the trainings (resumed if they are
 there). ``--epochs`` are those of the paper's SpectraNet, of upstream's main and of its tri-pool; an epoch of
 each takes a core half a minute. Everything is trained on three quarters of the objects and scored once on
-those with int(sha256(object_key)[8:16], 16) % 4 == 0. Writes ``WORK/spectra.json`` and the page.
+those with int(sha256(object_key)[8:16], 16) % 4 == 0. Writes ``WORK/spectra.json``, the page, and
+``WORK/models``, a model set with the ResNet-1D.
 """
 
 from __future__ import annotations
@@ -33,13 +34,21 @@ from applecider_batch.features.spectra import TRIAL_REDSHIFTS, preprocess_at
 from applecider_batch.inference.marginal import marginalise
 from applecider_batch.models import build_network
 from applecider_batch.storage import Store
-from applecider_batch.training.labels import label_table
-from applecider_batch.training.spectra import PRESETS, PROFILE, SpectraPreset, fit_spectra, predict_spectra
+from applecider_batch.training.labels import LabelTable, label_table
+from applecider_batch.training.spectra import (
+    PRESETS,
+    PROFILE,
+    SpectraPreset,
+    finish_spectra,
+    fit_spectra,
+    predict_spectra,
+)
 from applecider_batch.training.spectra_data import SpectraSet, at_resolution, load_spectra
 from applecider_batch.training.splits import SplitRule
 from benchmarks.real_spectra_page import GIVEN, LOW, MARGINAL, ZERO, judge, page
 
 SEVEN = 7
+RULE = SplitRule("hash")
 PAPER = get_profile(PROFILE)
 _SMALL = PRESETS["spectranet", "compact"]
 #: Upstream's two forms with the widths, kernels and recipe of the compact SpectraNet.
@@ -57,8 +66,8 @@ CONTENDERS: dict[str, SpectraPreset] = {
 }
 
 
-def load(data: Path, work: Path) -> tuple[Archive, SpectraSet]:
-    """The archive and its spectra, labelled by their own source and split by object_key.
+def load(data: Path, work: Path) -> tuple[Archive, LabelTable, SpectraSet]:
+    """The archive, labels and spectra, labelled by their own source and split by object_key.
 
     Of the ``hash`` rule's validation objects two in three train: they were needed for the choices, which are
     made.
@@ -69,11 +78,11 @@ def load(data: Path, work: Path) -> tuple[Archive, SpectraSet]:
     table = table.filter(pl.col("class10").is_not_null() & (pl.col("class10") != "OTHER"))
     labels = table.unique(["object", "class10"]).unique("object", keep="none").sort("object")
     archive = Archive.open(str(work / "archive"))
-    found = load_spectra(archive, label_table(labels.to_arrow(), class_set="ten"), PAPER)
-    found = found.split(SplitRule("hash"))
+    known = label_table(labels.to_arrow(), class_set="ten")
+    found = load_spectra(archive, known, PAPER).split(RULE)
     digits = [int(hashlib.sha256(key.encode()).hexdigest()[24:32], 16) for key in found.group.tolist()]
     joins = (found.part == 1) & (np.array(digits) % 3 != 0)
-    return archive, replace(found, part=np.where(joins, 0, found.part).astype(np.int8))
+    return archive, known, replace(found, part=np.where(joins, 0, found.part).astype(np.int8))
 
 
 def forest(
@@ -159,7 +168,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/spectra_real.md"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    archive, data = load(asked.data, asked.work)
+    archive, labels, data = load(asked.data, asked.work)
     test, train = data.members("test"), data.members("train")
     n_classes = len(data.classes)
     given = {
@@ -185,6 +194,9 @@ def main() -> None:
         preset = replace(preset, options=replace(preset.options, epochs=number))
         folder = asked.work / name.replace(",", "").replace(" ", "-").lower()
         trained = fit_spectra(data, Store(folder), preset, progress=True)
+        if preset.network == "resnet1d":
+            models = str(asked.work / "models")
+            finish_spectra(Store(folder), models, trained, preset, data, archive, labels, RULE)
         network = build_network(preset.profile, preset.network, **preset.config, n_classes=n_classes).eval()
         network.load_state_dict(trained.state)
         _, seconds = timed(lambda: predict_spectra(network, data.flux[test][:256]))  # noqa: B023

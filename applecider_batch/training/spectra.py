@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from applecider_batch.archive.read import Archive
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
@@ -21,12 +22,13 @@ from applecider_batch.models.resnet1d import ResNet1d
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import count_parts
 from applecider_batch.training.finish import finish, write_split
+from applecider_batch.training.labels import LabelTable
 from applecider_batch.training.losses import class_balanced_weights, focal_loss
 from applecider_batch.training.metrics import measures
 from applecider_batch.training.setup import TrainingRequest, data_record
 from applecider_batch.training.spectra_data import SpectraSet, load_spectra, log_step
 from applecider_batch.training.spectra_vary import SpectraAugmentation, vary_spectra
-from applecider_batch.training.splits import PARTS
+from applecider_batch.training.splits import PARTS, SplitRule
 from applecider_batch.training.trainer import Batch, Trained, TrainerOptions, train
 
 PROFILE = "paper"
@@ -265,29 +267,57 @@ def train_spectra(
     chosen = replace(chosen, options=request.options(chosen.options))
     store, (opened, table) = Store(request.out), request.open(class_set)
     data = load_spectra(opened, table, get_profile(PROFILE)).split(request.split)
-    digest = write_split(store, spectra_split_table(data))
     trained = fit_spectra(data, store, chosen, progress=request.progress)
-    return finish(
+    return finish_spectra(
         store,
         request.models,
         trained,
-        name=request.name or chosen.network,
+        chosen,
+        data,
+        opened,
+        table,
+        request.split,
+        name=request.name,
+        asked={"preset": request.preset, "class_set": class_set},
+    )
+
+
+def finish_spectra(
+    store: Store,
+    models: str,
+    trained: Trained,
+    preset: SpectraPreset,
+    data: SpectraSet,
+    archive: Archive,
+    labels: LabelTable,
+    rule: SplitRule,
+    *,
+    name: str | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Put a trained network of spectra into a model set; see `finish.finish`."""
+    digest = write_split(store, spectra_split_table(data))
+    return finish(
+        store,
+        models,
+        trained,
+        name=name or preset.network,
         profile=PROFILE,
-        network=chosen.network,
+        network=preset.network,
         modality="spectra",
-        config={**chosen.config, "n_classes": len(data.classes)},
+        config={**preset.config, "n_classes": len(data.classes)},
         classes=data.classes,
         feature_names=(),
         normalisation={},
         data=data_record(
-            opened,
-            table,
-            request.split,
+            archive,
+            labels,
+            rule,
             count_parts(data.part, data.label, data.classes),
             digest,
             spectra_left_out=data.left_out,
         ),
-        asked={"preset": request.preset, "class_set": class_set, **asdict(chosen.options)},
+        asked={**(asked or {}), **asdict(preset.options)},
         metrics=trained.best,
     )
 
