@@ -10,7 +10,7 @@ how a stamp lies) nor the radial channel, which is the same in all eight positio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from applecider_batch.training.metrics import measures
 from applecider_batch.training.photometry_task import class_repeats, stopping_score
 from applecider_batch.training.splits import PARTS
 from applecider_batch.training.stamp_cache import StampCache, build_cache
-from applecider_batch.training.trainer import Batch
+from applecider_batch.training.trainer import Batch, RowBatches
 
 PREDICT_BATCH = 256
 VALIDATION_DAYS = (10.0, 30.0, 100.0)
@@ -165,42 +165,26 @@ def turned(images: np.ndarray, position: np.ndarray) -> np.ndarray:
     return out
 
 
-class ImageEpoch:
-    """The batches of an epoch, read when they are wanted; their number is known before."""
-
-    def __init__(
-        self,
-        examples: ImageExamples,
-        card: ModelCard,
-        a: ImageAugmentation,
-        rng: np.random.Generator,
-        batch_size: int,
-    ) -> None:
-        self.examples, self.card, self.augmentation = examples, card, a
-        self._rng, self._size = rng, batch_size
-        self._rows = rng.permutation(draw(examples, a, rng))
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // self._size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        examples, a, rng = self.examples, self.augmentation, self._rng
-        for start in range(0, len(self._rows), self._size):
-            rows = self._rows[start : start + self._size]
-            images = examples.stamps.take(rows)
-            if a.turn:
-                images = turned(images, rng.integers(8, size=len(rows)))
-            metadata = examples.metadata[rows].copy()
-            hidden = rng.random(metadata.shape) < a.hide
-            hidden[:, [examples.feature_names.index(n) for n in ANGLES if n in examples.feature_names]] = (
-                False
-            )
-            metadata[hidden] = examples.missing_value
-            yield {
-                "image": images,
-                "metadata": self.card.standardise_metadata(metadata),
-                "label": examples.label[rows],
-            }
+def image_batch(
+    examples: ImageExamples,
+    card: ModelCard,
+    a: ImageAugmentation,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+) -> Batch:
+    """Inputs of some packets, varied: ``image`` (b, C, S, S), ``metadata`` (b, F) standardised, ``label``."""
+    images = examples.stamps.take(rows)
+    if a.turn:
+        images = turned(images, rng.integers(8, size=len(rows)))
+    metadata = examples.metadata[rows].copy()
+    hidden = rng.random(metadata.shape) < a.hide
+    hidden[:, [i for i, name in enumerate(examples.feature_names) if name in ANGLES]] = False
+    metadata[hidden] = examples.missing_value
+    return {
+        "image": images,
+        "metadata": card.standardise_metadata(metadata),
+        "label": examples.label[rows],
+    }
 
 
 def draw(examples: ImageExamples, a: ImageAugmentation, rng: np.random.Generator) -> np.ndarray:
@@ -274,9 +258,11 @@ class ImageTask:
         counts = np.bincount(self.examples.label[seen], minlength=len(self.examples.classes))
         self._alpha = inverse_sqrt_weights(torch.as_tensor(counts))
 
-    def batches(self, rng: np.random.Generator, batch_size: int) -> ImageEpoch:
+    def batches(self, rng: np.random.Generator, batch_size: int) -> RowBatches:
         """See `trainer.Task`."""
-        return ImageEpoch(self.examples, self.card, self.augmentation, rng, batch_size)
+        rows = rng.permutation(draw(self.examples, self.augmentation, rng))
+        what = self.examples, self.card, self.augmentation
+        return RowBatches(rows, batch_size, lambda chosen: image_batch(*what, chosen, rng))
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """See `trainer.Task`."""

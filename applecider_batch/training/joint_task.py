@@ -7,7 +7,7 @@ are summed, as when the set is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ from applecider_batch.training.metrics import measures
 from applecider_batch.training.photometry_task import class_repeats, stopping_score
 from applecider_batch.training.splits import PARTS
 from applecider_batch.training.stamp_cache import StampCache
-from applecider_batch.training.trainer import Batch
+from applecider_batch.training.trainer import Batch, RowBatches
 
 PREDICT_BATCH = 64
 
@@ -204,29 +204,6 @@ def joint_batch(
     return out
 
 
-class JointEpoch:
-    """The batches of an epoch, made when they are wanted; rare classes are drawn several times."""
-
-    def __init__(
-        self,
-        examples: JointExamples,
-        cards: Mapping[str, ModelCard],
-        rows: np.ndarray,
-        rng: np.random.Generator,
-        batch_size: int,
-    ) -> None:
-        self._examples, self._cards, self._rng, self._size = examples, cards, rng, batch_size
-        self._rows = rng.permutation(rows)
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // self._size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self._rows), self._size):
-            rows = self._rows[start : start + self._size]
-            yield joint_batch(self._examples, self._cards, rows, self._rng)
-
-
 @dataclass
 class JointTask:
     """Focal loss on the fused vector plus that of each modality, and eq. 3's term where there are experts.
@@ -255,9 +232,10 @@ class JointTask:
         counts = np.bincount(self.examples.label[self._rows], minlength=len(CLASSES))
         self._alpha = inverse_sqrt_weights(torch.as_tensor(counts))
 
-    def batches(self, rng: np.random.Generator, batch_size: int) -> JointEpoch:
+    def batches(self, rng: np.random.Generator, batch_size: int) -> RowBatches:
         """See `trainer.Task`."""
-        return JointEpoch(self.examples, self.cards, self._rows, rng, batch_size)
+        rows = rng.permutation(self._rows)
+        return RowBatches(rows, batch_size, lambda some: joint_batch(self.examples, self.cards, some, rng))
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """See `trainer.Task`."""

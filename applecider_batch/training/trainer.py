@@ -20,7 +20,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,6 +91,28 @@ class TrainerOptions:
             raise UserError("epochs, batch size, threads and patience must be at least 1.")
         if not 0 <= self.ema < 1:
             raise UserError(f"The decay of averaged weights must lie in [0, 1); given {self.ema}.")
+
+
+class RowBatches:
+    """The batches of an epoch, made when they are wanted; their number is known before.
+
+    Parameters
+    ----------
+    rows : ndarray of int64, shape (n,)
+        In the order of the epoch.
+    batch_size : int
+    make : callable, rows -> Batch
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int, make: Callable[[np.ndarray], Batch]) -> None:
+        self._rows, self._size, self._make = rows, batch_size, make
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._rows), self._size):
+            yield self._make(self._rows[start : start + self._size])
 
 
 class Task(Protocol):
