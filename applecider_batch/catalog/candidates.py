@@ -219,6 +219,7 @@ class Search:
             "score_anomaly": parts.anomaly,
             "score_quality": parts.quality,
             "score_detections": parts.detections,
+            "score_history": parts.history,
             "prob_transient": prob_transient(best),
             "quality": _meanings(best, "quality_flags", describe),
             "anomaly_reasons": _meanings(best, "anomaly_reason", describe_reason),

@@ -58,7 +58,8 @@ def _score(row: dict[str, Any]) -> float:
     transient = row["prob_sni"] + row["prob_snii"] + 2 * row["prob_tde"]
     count = max(row["n_det"] - row["n_neg"], 1)
     gate = 1.0 if row["prob_in_scope"] is None else row["prob_in_scope"]
-    return gate * quality * (1 - math.exp(-count / 4)) * (transient + anomaly)
+    history = 1 / (1 + (row["n_det_before_t0"] or 0) / 100)
+    return gate * quality * (1 - math.exp(-count / 4)) * history * (transient + anomaly)
 
 
 def test_ranking_equals_a_plain_loop(catalogue: str, tmp_path: Path) -> None:
@@ -220,4 +221,7 @@ def test_score_without_anything_but_probabilities() -> None:
         pa.array([2.0] * bare.num_rows, pa.float32()),
     )
     in_scope = known & (score.total > 0)
+    at = bare.schema.get_field_index("n_det_before_t0")
+    busy = bare.set_column(at, bare.schema.field(at), pa.array([300] * bare.num_rows, pa.int32()))
+    assert score_rows(busy).total[known] == pytest.approx(score.total[known] / 4)
     assert (score_rows(anomalous).total[in_scope] > score.total[in_scope]).all()
