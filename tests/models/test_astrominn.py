@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,9 @@ from tests.models.golden import (
     seed_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 TINY = {"depths": (1, 1), "dims": (8, 16)}
 # Column numbers as the golden README lists them: an oracle for the towers by name.
 README_COLUMNS = {
@@ -46,15 +49,6 @@ README_COLUMNS = {
     "mega": list(range(19)),
     "lc": [6, 9, 10, 13, 15, 17, 18, 19, 20, 21, 22, 23],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +31,10 @@ from tests.models.golden import (
     seed_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 SMALL = {"depths": (1, 1), "dims": (8, 16), "outdims": 4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(before)
 
 
 def golden_images(channels: int, px: int) -> Tensor:
