@@ -153,6 +153,11 @@ def train_joint(
             f"The model set '{request.models}' has networks in use for {', '.join(entries) or 'nothing'}; "
             f"joint training needs two or more, and at least {min_modalities} of them an object."
         )
+    if model_set.store.url == Store(result).url:
+        raise UserError(
+            f"Joint training starts from the model set '{request.models}' and cannot write into it.",
+            hint="Name another set as the result.",
+        )
     opened, table = request.open()
     profile = get_profile(model_set.profile)
     dataset = load_dataset(opened, table, profile, horizons=[horizon], modalities=model_set.inputs)

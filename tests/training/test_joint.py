@@ -112,7 +112,14 @@ def test_killed_and_resumed_gives_the_same_weights(survey: Survey, networks: str
         check_sides(dataset.split(replace(RULE, seed=1)), after.defaults)
 
 
-def test_too_few_modalities_are_refused(survey: Survey, networks: str, tmp_path: Path) -> None:
+def test_too_few_modalities_and_its_own_set_are_refused(
+    survey: Survey, networks: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="cannot write into it"):
+        train_joint(
+            TrainingRequest(archive=survey.archive, labels=survey.labels, models=networks, out=str(tmp_path)),
+            result=networks,
+        )
     with pytest.raises(UserError, match="at least 4 of them"):
         _train(str(tmp_path), *survey, networks, min_modalities=4)
 
