@@ -162,3 +162,18 @@ def test_features_see_packets_behind_the_wall_only() -> None:
     later = dict(zip(FEATURES, long[1].tolist(), strict=True))
     assert (later["negative_fraction"], later["span_days"]) == (0.25, 9.0)
     assert json.dumps(list(FEATURES)).count('"ra"') == 0
+
+
+def test_alerts_of_asteroids_do_not_describe_the_object() -> None:
+    own = [alert("ZTFa", JD0 + i, i + 1, sgscore1=0.1, rb=0.9) for i in range(2)]
+    rock = alert("ZTFa", JD0 + 5, 9, sgscore1=0.99, rb=0.6, ssdistnr=1.0, ssmagnr=18.0)
+
+    def seen(*alerts: dict[str, Any]) -> dict[str, float]:
+        features = prepare_gate(shard(list(alerts)), [None], snapshot_jd_max=JD0 + 99)[1]
+        return dict(zip(FEATURES, features[0].tolist(), strict=True))
+
+    described = seen(*own, rock)
+    assert described["sgscore1"] == pytest.approx(0.1)
+    assert described["rb_median"] == pytest.approx(0.9)
+    # Where nothing else was seen, a rock is described as it is.
+    assert seen(rock)["sgscore1"] == pytest.approx(0.99)
