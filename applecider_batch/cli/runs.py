@@ -132,15 +132,23 @@ def plan(
     snapshot: SnapshotOption = None,
     cuts: CutsOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Shard workers, for the estimate of time.")] = 1,
-    price_per_gpu_hour: Annotated[
-        float | None, typer.Option(min=0, help="Price of a GPU-hour, in any currency, for the cost.")
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Do a few pieces of the plan first, and time them.")
+    ] = False,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="TOML: currency, cpu_hour (a worker), gpu_hour, gb_read, gb_written."
+        ),
     ] = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
-    """Say what a run would do: shards, objects, alerts, bytes. Writes nothing.
+    """Say what a run would do, take and cost: shards, objects, bytes, seconds, memory. Writes nothing.
 
-    Example: applecider-batch plan --archive ARCHIVE --models MODELS --horizons 3,10,30,full
+    Without --calibrate times and memory are an order of magnitude.
+
+    Example: applecider-batch plan --archive ARCHIVE --models MODELS --horizons 3,10,30,full --calibrate
     """
     from applecider_batch.engine import api
 
@@ -157,7 +165,8 @@ def plan(
         snapshot=snapshot,
         cuts=cuts,
         workers=workers,
-        price_per_gpu_hour=price_per_gpu_hour,
+        calibrated=calibrate,
+        prices=prices,
         storage_options=parse_storage_options(storage_option),
     )
     answer(

@@ -32,10 +32,11 @@ def plan(
     snapshot: int | None = None,
     cuts: str | None = None,
     workers: int = 1,
-    price_per_gpu_hour: float | None = None,
+    calibrated: bool = False,
+    prices: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a classification would do and cost; writes nothing.
+    """What a classification would do and cost; writes nothing but temporary files.
 
     Parameters
     ----------
@@ -57,18 +58,21 @@ def plan(
         File (any fsspec URL) with own cut presets.
     workers : int
         For the estimate of time only.
-    price_per_gpu_hour : float, optional
-        In any currency; gives ``cost`` in the same.
+    calibrated : bool
+        Do a few pieces of the plan first, and estimate from what they took.
+    prices : str, optional
+        TOML file (any fsspec URL) with ``currency`` and prices; see ``engine.estimate.PRICES``.
 
     Returns
     -------
     dict
-        ``run_id, snapshot, models, horizons, shards, objects, alerts, rows, bytes_read,
+        ``run_id, snapshot, models, horizons, shards, objects, alerts, rows, bytes_read, bytes_written,
         memory_per_worker_bytes, seconds, gpu_hours, cost, ...``
     """
-    from applecider_batch.engine.estimate import estimate
+    from applecider_batch.engine.estimate import calibrate, estimate, read_prices
     from applecider_batch.engine.plan import make_plan, open_inputs, read_cuts
 
+    table = read_prices(prices, storage_options)
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     device = resolve_device(device)
     made = make_plan(
@@ -85,7 +89,8 @@ def plan(
         models=models,
         cuts=read_cuts(cuts, storage_options),
     )
-    return {**made.describe(), **estimate(made, archive, model_set, workers, price_per_gpu_hour)}
+    measured = calibrate(made, archive, storage_options or {}) if calibrated else None
+    return {**made.describe(), **estimate(made, archive, model_set, workers, measured, table)}
 
 
 def classify(

@@ -135,8 +135,7 @@ def test_the_plan_says_the_size_and_writes_no_run(
     assert planned["rows"] >= serial[0]["rows"]
     assert planned["bytes_read"] > 0
     assert planned["gpu_hours"] is None
-    dear = api.plan(inputs.archive, inputs.models, device="cuda", price_per_gpu_hour=3.0)
-    assert dear["cost"] == pytest.approx(dear["gpu_hours"] * 3, abs=0.01)
+    assert (planned["cost"], planned["calibrated"]) == (None, False)
 
 
 @pytest.mark.parametrize(

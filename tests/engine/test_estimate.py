@@ -1,0 +1,87 @@
+"""The plan's estimate against what a run then read, wrote and did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from applecider_batch.archive.read import Archive
+from applecider_batch.engine import api
+from applecider_batch.engine.estimate import SAMPLE_OBJECTS, bytes_of, sample
+from applecider_batch.engine.plan import Shard
+from applecider_batch.errors import UserError
+from tests.engine.conftest import Inputs
+from tests.engine.test_s3_faults import needed_bytes
+
+OPTIONS: dict[str, Any] = {"horizons": (10.0, None), "objects_per_shard": 5, "device": "cpu"}
+
+
+def test_a_calibrated_plan_says_what_the_run_then_reads_and_writes(inputs: Inputs, tmp_path: Path) -> None:
+    planned = api.plan(inputs.archive, inputs.models, calibrated=True, **OPTIONS)
+    done = api.classify(inputs.archive, inputs.models, str(tmp_path), progress=False, **OPTIONS)
+    found = api.status(str(tmp_path))
+    assert planned["bytes_read"] == pytest.approx(found["bytes_read"], rel=0.1)
+    assert planned["bytes_written"] == pytest.approx(found["bytes_written"], rel=0.1)
+    assert planned["rows"] == pytest.approx(done["rows"], rel=0.1)
+    assert planned["memory_per_worker_bytes"] > 0
+    assert planned["seconds"] > planned["start_seconds"] > 0
+    # Time is compared by what does not depend on the machine's mood: an archive of another size.
+    twice = api.plan(inputs.archive, inputs.models, calibrated=True, workers=2, **OPTIONS)
+    assert twice["bytes_read"] == planned["bytes_read"]
+
+
+def test_the_bytes_of_a_shard_are_those_of_its_row_groups(inputs: Inputs) -> None:
+    edges = [0, 1 << 62, 1 << 63, (1 << 63) + (1 << 61), 1 << 64]
+    shards = [Shard(i, edges[i], edges[i + 1], 1, 1) for i in range(4)]
+    sizes = bytes_of(Archive.open(inputs.archive), shards)
+    # A file's footer is counted along; it is small beside all but tables as short as these.
+    for name, near in (("stamps", 0.02), ("photometry", 0.4), ("alerts", 0.4), ("spectra", 0.4)):
+        exact = [needed_bytes(inputs.archive, name, shard.hash_lo, shard.hash_hi) for shard in shards]
+        assert sizes[name].tolist() == pytest.approx(exact, rel=near)
+
+
+def test_the_pieces_are_spread_and_small() -> None:
+    shards = [Shard(i, i << 60, (i + 1) << 60, 0 if i == 3 else 2000, 1) for i in range(16)]
+    pieces = sample(shards)
+    assert [piece.shard_id for piece in pieces] == [0, 4, 8, 12, 15]
+    for piece in pieces:
+        whole = shards[piece.shard_id]
+        assert whole.hash_lo == piece.hash_lo < piece.hash_hi < whole.hash_hi
+        share = (piece.hash_hi - piece.hash_lo) / (whole.hash_hi - whole.hash_lo)
+        assert share == pytest.approx(SAMPLE_OBJECTS / 2000)
+    with pytest.raises(UserError, match="no object"):
+        sample(shards[3:4])
+
+
+def test_the_cost_is_the_price_tables(inputs: Inputs, tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text('currency = "EUR"\ncpu_hour = 3600.0\ngpu_hour = 7200\ngb_read = 1e9\n')
+    planned = api.plan(inputs.archive, inputs.models, prices=str(table), workers=3, device="cuda")
+    expected = 3 * planned["seconds"] + 7200 * planned["gpu_hours"] + planned["bytes_read"]
+    assert planned["cost"] == pytest.approx(expected, rel=0.01)
+    assert planned["currency"] == "EUR"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cpu = 1", "'cpu = 1'; allowed are currency, cpu_hour"),
+        ("cpu_hour = -1", "numbers >= 0"),
+        ("cpu_hour = true", "numbers >= 0"),
+        ("cpu_hour", "is not TOML"),
+        (None, "There is no price table"),
+    ],
+)
+def test_a_wrong_price_table_is_refused(inputs: Inputs, tmp_path: Path, text: str | None, said: str) -> None:
+    table = tmp_path / "prices.toml"
+    if text is not None:
+        table.write_text(text)
+    with pytest.raises(UserError, match=said):
+        api.plan(inputs.archive, inputs.models, prices=str(table))
+
+
+def test_the_answer_is_json(inputs: Inputs) -> None:
+    json.dumps(api.plan(inputs.archive, inputs.models, **OPTIONS))
