@@ -65,6 +65,13 @@ def test_train_evaluate_calibrate(
     assert card.metrics["data"]["split_digest"] == summary["data"]["split_digest"]
     assert verify_model_set(tmp_path / "set")["verified"]
 
+    classify = ["classify", *common[:2], *common[4:], "--run", str(tmp_path / "run"), "--executor", "serial"]
+    assert run([*classify, "--horizons", "full", "--quiet", "--format", "json"]) == 0
+    capsys.readouterr()
+    rows = [r for f in (tmp_path / "run/data").iterdir() for r in pq.read_table(f).to_pylist()]
+    side = dict(zip(split["objectId"], split["part"], strict=True))
+    assert {r["objectId"]: r["in_training_set"] for r in rows} == {o: p == "train" for o, p in side.items()}
+
     evaluate = ["evaluate", "models", *common, "--out", str(tmp_path / "judged"), "--draws", "20"]
     assert run([*evaluate, "--horizons", "5,full", "--format", "json"]) == 0
     result = json.loads(capsys.readouterr().out)["results"]["photometry"]
