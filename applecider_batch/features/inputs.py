@@ -65,23 +65,13 @@ from applecider_batch.features.segments import (
     float_column,
     last_true,
     take_ranges,
-    text_column,
 )
-from applecider_batch.features.spectra import (
-    NO_REDSHIFT_SOURCE,
-    choose_spectra,
-    coverage,
-    preprocess_at,
-    redshifts,
-    trial_redshifts,
-)
+from applecider_batch.features.spectra_inputs import spectra_inputs
 from applecider_batch.features.summary import Summary, nullable, summarise
 
 __all__ = ["ImageInputs", "PhotometryInputs", "Prepared", "Shard", "SpectraInputs", "prepare_shard"]
 
 MODALITIES: tuple[str, ...] = ("photometry", "image", "spectra")
-JD_TO_MJD = 2400000.5
-_PARTIAL_COVERAGE = 0.5
 RULES_ALONE = Judges()
 
 
@@ -386,85 +376,8 @@ class _Preparation:
         return ImageInputs(alerts.candid[packet], hashes, metadata, row_item)
 
     def _spectra(self) -> SpectraInputs:
-        n_rows, table, n_grid = len(self.rows), self.spectra_table, self.profile.spectrum_grid[2]
-        if "spectra" not in self.modalities:
-            table = table.slice(0, 0)
-        choice = choose_spectra(table, self.objects, self.episodes, self.rows, self.walls.wall_jd)
-        z, given = redshifts(table)
-        spec_ids, sources = text_column(table, "spec_id"), text_column(table, "redshift_source")
-        item_of: dict[int, int] = {}
-        flux: list[np.ndarray] = []
-        at_redshift: list[float] = []
-        offsets = [0]
-        partial = set()
-        # In row order; one pass per distinct spectrum, of which there are few.
-        for position in dict.fromkeys(choice.position[choice.position >= 0].tolist()):
-            wavelength = np.asarray(table.column("wavelength")[position].values, np.float64)
-            values = np.asarray(table.column("flux")[position].values, np.float64)
-            trials = trial_redshifts(float(z[position]), bool(given[position]), self.profile)
-            made = preprocess_at(wavelength, values, self.profile, trials)
-            if not made:
-                continue
-            item_of[position] = len(item_of)
-            at_redshift += made
-            flux += made.values()
-            offsets.append(len(flux))
-            if coverage(wavelength, self.profile, float(trials[0])) < _PARTIAL_COVERAGE:
-                partial.add(position)
-        used = np.array(list(item_of), np.int64)
-        row_index = np.array([item_of.get(p, -1) for p in choice.position.tolist()], np.int32)
-        absent = row_index < 0
-        where = np.where(absent, 0, choice.position)
-        self._spectra_columns(table, where, absent, z, given, spec_ids, sources)
-        is_partial = np.isin(choice.position, np.array(sorted(partial), np.int64)) & ~absent
-        unknown = ~absent & (~given[where] if len(given) else True)
-        for condition, bit in (
-            (choice.host, Quality.HOST_SPECTRUM),
-            (choice.flattened, Quality.SPECTRUM_FLATTENED),
-            (choice.undated & ~absent, Quality.SPECTRUM_UNDATED),
-            (unknown & self.profile.spectrum_rest_frame, Quality.REDSHIFT_MARGINALISED),
-            (is_partial, Quality.SPECTRUM_PARTIAL),
-        ):
-            self.quality |= np.where(condition, bit, 0)
-        matrix = np.stack(flux) if flux else np.empty((0, n_grid), np.float32)
-        assert len(row_index) == n_rows
-        return SpectraInputs(
-            matrix,
-            np.array(at_redshift, np.float32),
-            np.array(offsets, np.int64),
-            spec_ids.take(pa.array(used)).to_pylist(),
-            row_index,
-        )
-
-    def _spectra_columns(
-        self,
-        table: pa.Table,
-        where: np.ndarray,
-        absent: np.ndarray,
-        z: np.ndarray,
-        given: np.ndarray,
-        spec_ids: pa.Array,
-        sources: pa.Array,
-    ) -> None:
-        rest = self.profile.spectrum_rest_frame
-        n = len(where)
-        if not table.num_rows:
-            for name, kind in (
-                ("spec_id", pa.string()),
-                ("spec_mjd", pa.float64()),
-                ("redshift_used", pa.float32()),
-                ("redshift_source", pa.string()),
-            ):
-                self.columns[name] = pa.nulls(n, kind)
-            return
-        index = pa.array(where, mask=absent)
-        jd = pc.subtract(table.column("jd").combine_chunks().cast(pa.float64()), JD_TO_MJD)
-        said = [s if g else NO_REDSHIFT_SOURCE for s, g in zip(sources.to_pylist(), given, strict=True)]
-        self.columns["spec_id"] = spec_ids.take(index)
-        self.columns["spec_mjd"] = pa.array(jd.to_pylist(), pa.float64()).take(index)
-        self.columns["redshift_used"] = nullable(
-            np.where(absent | ~given[where] | (not rest), np.nan, z[where]), pa.float32()
-        )
-        self.columns["redshift_source"] = (
-            pa.array(said, pa.string()).take(index) if rest else pa.nulls(n, pa.string())
-        )
+        table = self.spectra_table if "spectra" in self.modalities else self.spectra_table.slice(0, 0)
+        made = spectra_inputs(table, self.objects, self.episodes, self.rows, self.walls.wall_jd, self.profile)
+        self.columns |= made.columns
+        self.quality |= made.quality
+        return made.inputs
