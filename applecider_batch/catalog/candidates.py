@@ -1,7 +1,8 @@
 """``candidates find``: the transients that nobody reported, best first, with what speaks for each.
 
-Two passes over the catalogue in bounded memory.  The first scores every episode at the reference horizon
-(:mod:`.ranking`) and keeps the best; the second collects their rows at all horizons and their neighbours.
+Passes over the catalogue in bounded memory: one over the few columns that decide scores every episode at the
+reference horizon (:mod:`.ranking`) and keeps the best; one collects their rows at all horizons, from the row
+groups that hold them; one over positions finds their neighbours.
 Only episodes with ``known_status = unreported`` are missed transients; unchecked ones are taken in on request
 only, and the answer says so.
 """
@@ -9,7 +10,7 @@ only, and the answer says so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -22,7 +23,7 @@ from applecider_batch.catalog.candidate_files import write_candidates
 from applecider_batch.catalog.columns import equals, floats
 from applecider_batch.catalog.known import KINDS
 from applecider_batch.catalog.neighbours import RADIUS_ARCSEC, neighbour_columns
-from applecider_batch.catalog.ranking import FORMULA, prob_transient, score_rows
+from applecider_batch.catalog.ranking import COLUMNS, FORMULA, prob_transient, score_rows
 from applecider_batch.catalog.read import check_horizon, one_row_per_episode
 from applecider_batch.catalog.store import iter_rows, open_catalog
 from applecider_batch.catalog.summary import horizon_label
@@ -36,6 +37,11 @@ from applecider_batch.taxonomy import CLASS_KEYS, GATES
 
 TOP = 500
 THRESHOLD = 0.5
+#: Columns that decide whether an episode is a candidate, and where it ranks.
+_SCORED = (
+    "hash64", "objectId", "episode", "horizon_days", "t0", "error_code", "known_status", "gate", "prob_top1",
+    *COLUMNS,
+)  # fmt: skip
 _TIES = [("hash64", "ascending"), ("objectId", "ascending"), ("episode", "ascending")]
 _SHOWN = ("rank", "objectId", "episode", "score", "class_top1", "prob_top1", "first_horizon", "n_det")
 _SHOWN_ROWS = 20
@@ -76,6 +82,8 @@ class FindOptions:
             )
 
 
+#: An episode: objectId and its number.
+Key = tuple[str, int]
 #: A learned ranking: probability of a yes for rows of the catalogue, shape (n,).
 Learned = Callable[[pa.Table], np.ndarray]
 
@@ -134,9 +142,12 @@ class Search:
                 hint="Build it with --known FILE, or take all in with --include-unchecked.",
             )
 
-    def episodes(self) -> Iterator[pa.Table]:
-        """One row per episode: that of the reference horizon, or the only one of an object without t0."""
-        for table in iter_rows(self.store, self.info):
+    def episodes(self, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """One row per episode: that of the reference horizon, or the only one of an object without t0.
+
+        With the columns that decide, and those asked for.
+        """
+        for table in iter_rows(self.store, self.info, list(dict.fromkeys([*_SCORED, *columns]))):
             yield one_row_per_episode(table, self.horizon)
 
     def wanted(self, rows: pa.Table) -> tuple[np.ndarray, Counter[str]]:
@@ -160,9 +171,14 @@ class Search:
         cut("no_probabilities", np.isfinite(floats(rows, "prob_top1")))
         return keep, left
 
-    def run(self, learned: Learned | None = None) -> tuple[pa.Table, dict[str, Any]]:
-        """The candidates (schema ``candidates``) and the answer about them."""
-        best, counts, left = self._best(learned)
+    def run(
+        self, learned: Learned | None = None, columns: Sequence[str] = ()
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """The candidates (schema ``candidates``) and the answer about them.
+
+        ``columns`` are those that a learned ranking reads.
+        """
+        best, counts, left = self._best(learned, columns)
         table = self._evidence(best)
         crossmatch = self.info["crossmatch"] or {"kinds_checked": [], "lists": []}
         unchecked = int(equals(table, "known_status", "unchecked").sum())
@@ -190,29 +206,40 @@ class Search:
         }
         return table, answer
 
-    def _best(self, learned: Learned | None) -> tuple[pa.Table, Counter[str], Counter[str]]:
+    def _best(
+        self, learned: Learned | None, columns: Sequence[str]
+    ) -> tuple[pa.Table, Counter[str], Counter[str]]:
+        """The keys and scores of the best, in order, and the counts of the rest."""
         schema = load_table("catalogue").arrow
-        best = schema.empty_table().append_column("score", pa.array([], pa.float64()))
-        best = best.append_column("prob_interesting", pa.array([], pa.float64()))
+        keys = ["hash64", "objectId", "episode"]
+        best = pa.schema([schema.field(name) for name in keys]).empty_table()
+        for name in ("score", "prob_interesting"):
+            best = best.append_column(name, pa.array([], pa.float64()))
         order = [("prob_interesting", "descending"), ("score", "descending"), *_TIES]
         counts: Counter[str] = Counter()
         left: Counter[str] = Counter()
-        for rows in self.episodes():
+        for rows in self.episodes(columns):
             keep, why = self.wanted(rows)
             counts["episodes"] += rows.num_rows
             counts["eligible"] += int(keep.sum())
             left.update(why)
             mine = rows.filter(pa.array(keep))
             liked = pa.nulls(mine.num_rows, pa.float64()) if learned is None else pa.array(learned(mine))
-            mine = mine.append_column("score", pa.array(score_rows(mine).total))
-            mine = mine.append_column("prob_interesting", liked)
+            score = pa.array(score_rows(mine).total)
+            mine = mine.select(keys).append_column("score", score).append_column("prob_interesting", liked)
             best = pa.concat_tables([best, mine]).sort_by(order).slice(0, self.options.top).combine_chunks()
         return best, counts, left
 
     def _evidence(self, best: pa.Table) -> pa.Table:
         n = best.num_rows
-        parts = score_rows(best)
-        columns: dict[str, Any] = {name: best.column(name) for name in best.column_names}
+        keys = _keys(best)
+        rows = self._rows_of(best)
+        reference = one_row_per_episode(rows, self.horizon)
+        place = {key: at for at, key in enumerate(_keys(reference))}
+        chosen = reference.take(pa.array([place[key] for key in keys], pa.int64()))
+        parts = score_rows(chosen)
+        columns: dict[str, Any] = {name: chosen.column(name) for name in chosen.column_names}
+        columns |= {name: best.column(name) for name in ("score", "prob_interesting")}
         columns |= {
             "rank": np.arange(1, n + 1, dtype=np.int32),
             "score_transient": parts.transient,
@@ -220,13 +247,13 @@ class Search:
             "score_quality": parts.quality,
             "score_detections": parts.detections,
             "score_history": parts.history,
-            "prob_transient": prob_transient(best),
-            "quality": _meanings(best, "quality_flags", describe),
-            "anomaly_reasons": _meanings(best, "anomaly_reason", describe_reason),
+            "prob_transient": prob_transient(chosen),
+            "quality": _meanings(chosen, "quality_flags", describe),
+            "anomaly_reasons": _meanings(chosen, "anomaly_reason", describe_reason),
         }
-        columns |= self._replay(best)
+        columns |= self._replay(rows, keys)
         columns |= neighbour_columns(
-            best, self._neighbour_tables(), radius_arcsec=self.options.neighbour_radius_arcsec
+            chosen, self._neighbour_tables(), radius_arcsec=self.options.neighbour_radius_arcsec
         )
         return load_table("candidates").conform(pa.table(columns))
 
@@ -235,19 +262,23 @@ class Search:
         for table in iter_rows(self.store, self.info, names):
             yield one_row_per_episode(table, self.horizon)
 
-    def _replay(self, best: pa.Table) -> dict[str, Any]:
+    def _rows_of(self, best: pa.Table) -> pa.Table:
+        """All rows, at every horizon, of the objects chosen."""
+        hashes, objects = np.unique(best.column("hash64").to_numpy()), pc.unique(best.column("objectId"))
+        tables = [load_table("catalogue").empty()]
+        for table in iter_rows(self.store, self.info, hashes=hashes):
+            tables.append(table.filter(pc.is_in(table.column("objectId"), value_set=objects)))
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _replay(self, rows: pa.Table, keys: Sequence[Key]) -> dict[str, Any]:
         """What each row said at every horizon, and the first horizon that passed the threshold."""
         names = ["objectId", "episode", "horizon_days", "horizon_complete", "gate", "class_top1", "prob_top1",
                  *(f"prob_{key}" for key in CLASS_KEYS)]  # fmt: skip
-        keys = list(zip(best.column("objectId").to_pylist(), best.column("episode").to_pylist(), strict=True))
-        found: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in keys}
-        objects = pc.unique(best.column("objectId"))
-        for table in iter_rows(self.store, self.info, names):
-            mine = table.filter(pc.is_in(table.column("objectId"), value_set=objects))
-            chance = pa.array(prob_transient(mine), pa.float32(), from_pandas=True)
-            for row in mine.append_column("prob_transient", chance).to_pylist():
-                if (row["objectId"], row["episode"]) in found:
-                    found[row["objectId"], row["episode"]].append(row)
+        found: dict[Key, list[dict[str, Any]]] = {key: [] for key in keys}
+        chance = pa.array(prob_transient(rows), pa.float32(), from_pandas=True)
+        for row in rows.select(names).append_column("prob_transient", chance).to_pylist():
+            if (row["objectId"], row["episode"]) in found:
+                found[row["objectId"], row["episode"]].append(row)
         lists: dict[str, list[list[Any]]] = {}
 
         def collect(name: str, value: Callable[[dict[str, Any]], Any]) -> None:
@@ -273,6 +304,10 @@ class Search:
             if row["gate"] == GATES[0] and chance is not None and chance >= self.options.threshold:
                 return horizon_label(row["horizon_days"])
         return None
+
+
+def _keys(rows: pa.Table) -> list[Key]:
+    return list(zip(rows.column("objectId").to_pylist(), rows.column("episode").to_pylist(), strict=True))
 
 
 def _meanings(rows: pa.Table, name: str, describe: Callable[[int], list[str]]) -> pa.Array:

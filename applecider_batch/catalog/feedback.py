@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from applecider_batch.catalog.candidate_files import write_candidates
-from applecider_batch.catalog.candidates import FindOptions, Search
+from applecider_batch.catalog.candidates import FindOptions, Key, Search
 from applecider_batch.catalog.columns import floats
 from applecider_batch.catalog.ranking import score_rows
 from applecider_batch.catalog.table_files import check_ending, read_csv_text
@@ -35,9 +35,8 @@ _COLUMNS = (
 )  # fmt: skip
 #: Names of the features, in order.
 FEATURES = ("log_score", *_COLUMNS, "log_n_det", "abs_galactic_b")
+_READ = (*_COLUMNS, "galactic_b")
 _STEPS = 100
-
-Key = tuple[str, int]
 
 
 def read_labels(url: str, storage_options: Mapping[str, Any] | None = None) -> dict[Key, str]:
@@ -171,7 +170,7 @@ def label_candidates(
         z = _standard(features(rows), mean, spread) @ weights + intercept
         return 1.0 / (1.0 + np.exp(-np.clip(z, -500, 500)))
 
-    table, found = search.run(learned)
+    table, found = search.run(learned, _READ)
     said = [
         {"yes": "yes", "no": "no"}.get(labels.get(key, ""))
         for key in zip(table.column("objectId").to_pylist(), table.column("episode").to_pylist(), strict=True)
@@ -198,7 +197,7 @@ def _training(
     x: list[np.ndarray] = []
     y: list[bool] = []
     seen = 0
-    for rows in search.episodes():
+    for rows in search.episodes(_READ):
         rows = rows.filter(pa.array(search.wanted(rows)[0]))
         values = features(rows)
         known = np.isfinite(values)

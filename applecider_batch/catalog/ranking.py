@@ -37,6 +37,12 @@ FORMULA = (
     "N = 1 - exp(-max(n_det - n_neg, 1)/4), H = 1/(1 + n_det_before_t0/100)"
 )
 
+#: Columns of the catalogue that the formula reads.
+COLUMNS = (
+    "prob_in_scope", "drb_median", "rb_max", "n_det", "n_neg", "n_det_before_t0", "anomaly_consensus",
+    *(f"prob_{key}" for key in TRANSIENT_WEIGHTS),
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Score:
@@ -56,7 +62,7 @@ def score_rows(table: pa.Table) -> Score:
     Parameters
     ----------
     table : pyarrow.Table
-        Rows of the schema ``catalogue``.
+        Rows with :data:`COLUMNS`.
 
     Returns
     -------

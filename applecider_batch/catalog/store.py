@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -59,8 +60,11 @@ def iter_part(
     columns: Sequence[str] | None = None,
     *,
     batch_rows: int = BATCH_ROWS,
+    hashes: np.ndarray | None = None,
 ) -> Iterator[pa.Table]:
     """Rows of one part in tables of at most ``batch_rows`` rows, in bounded memory.
+
+    Of row groups that hold none of ``hashes`` (uint64, ascending), where these are given, nothing is read.
 
     Raises
     ------
@@ -76,7 +80,8 @@ def iter_part(
     try:
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as reader:
             wanted = None if columns is None else list(columns)
-            for batch in reader.iter_batches(batch_size=batch_rows, columns=wanted):
+            groups = None if hashes is None else _groups_with(reader, hashes)
+            for batch in reader.iter_batches(batch_size=batch_rows, columns=wanted, row_groups=groups):
                 yield pa.Table.from_batches([batch])
     except pa.ArrowInvalid as error:
         raise UserError(f"The part '{part['file']}' of '{store.url}' cannot be read: {error}.") from error
@@ -90,10 +95,26 @@ def iter_rows(
     columns: Sequence[str] | None = None,
     *,
     batch_rows: int = BATCH_ROWS,
+    hashes: np.ndarray | None = None,
 ) -> Iterator[pa.Table]:
-    """All rows of a catalogue in row order, table by table."""
+    """All rows of a catalogue in row order, table by table (``hashes`` as in :func:`iter_part`)."""
     for part in info["parts"]:
-        yield from iter_part(store, part, columns, batch_rows=batch_rows)
+        yield from iter_part(store, part, columns, batch_rows=batch_rows, hashes=hashes)
+
+
+def _groups_with(reader: pq.ParquetFile, hashes: np.ndarray) -> list[int]:
+    """Row groups whose range of hash64 holds one of the hashes."""
+    at = reader.schema_arrow.get_field_index("hash64")
+    found = []
+    for group in range(reader.metadata.num_row_groups):
+        limits = reader.metadata.row_group(group).column(at).statistics
+        if limits is None or not limits.has_min_max:
+            found.append(group)
+            continue
+        low = np.searchsorted(hashes, np.uint64(limits.min), side="left")
+        if low < np.searchsorted(hashes, np.uint64(limits.max), side="right"):
+            found.append(group)
+    return found
 
 
 def whole_objects(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 
 from applecider_batch.catalog.build import build_catalog
-from applecider_batch.catalog.read import read_catalog
+from applecider_batch.catalog.read import read_catalog, read_table
+from applecider_batch.catalog.store import iter_rows, open_catalog
+from applecider_batch.digest import hash64_one
 from applecider_batch.errors import UserError
 from tests.catalog.synthetic import make_rows, object_names, write_run
 
@@ -64,3 +68,17 @@ def test_coords(catalogue: str) -> None:
     frame = read_catalog(catalogue)
     assert np.allclose(frame.coords.ra.deg, frame["ra"].to_numpy())
     assert np.allclose(frame.coords.dec.deg, frame["dec"].to_numpy())
+
+
+def test_only_the_row_groups_of_some_objects_are_read(tmp_path: Path) -> None:
+    names = object_names(80)
+    build_catalog(str(write_run(tmp_path / "run", names)), str(tmp_path / "cat"), rows_per_part=20)
+    store, info = open_catalog(str(tmp_path / "cat"))
+    wanted = [names[3], names[40], names[77]]
+    hashes = np.sort(np.array([hash64_one(name) for name in wanted], np.uint64))
+    read = list(iter_rows(store, info, hashes=hashes))
+    assert 3 <= len(read) <= 6 < len(info["parts"])
+    mine = [row for table in read for row in table.to_pylist() if row["objectId"] in wanted]
+    whole = [row for row in read_table(str(tmp_path / "cat")).to_pylist() if row["objectId"] in wanted]
+    assert mine == whole
+    assert list(iter_rows(store, info, hashes=np.empty(0, np.uint64))) == []
