@@ -14,6 +14,7 @@ from applecider_batch.catalog.anomaly import contradictions
 from applecider_batch.catalog.columns import SHORT_NAMES, floats
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.run_folder import first_disorder
+from applecider_batch.catalog.siblings import Siblings
 from applecider_batch.catalog.store import iter_rows, open_catalog, whole_objects
 from applecider_batch.catalog.summary import FULL, Summary, horizon_label
 from applecider_batch.digest import hash64
@@ -34,7 +35,8 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     horizon_days); exactly one row for every horizon of an episode, one row alone for an object without t0;
     probabilities that sum to 1, fused = mean over the modalities in the mask, masks that match the columns;
     class_top1 only in scope and equal to the largest probability; no probabilities on failed rows; anomaly
-    flags that follow from their p-values; the counts of ``catalog.json``; and ``content_sha256``.
+    flags that follow from their p-values; sibling groups; the counts of ``catalog.json``;
+    ``content_sha256``.
 
     Returns
     -------
@@ -50,7 +52,7 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     store, info = open_catalog(url, storage_options)
     problems = _Problems()
     _check_files(store, info, problems)
-    summary, content = Summary(), ContentDigest()
+    summary, content, siblings = Summary(info["identity"].get("cuts")), ContentDigest(), Siblings()
     horizons = [np.inf if name == FULL else float(name) for name in info["horizons"]]
     last_row: pa.Table | None = None
     schema = load_table("catalogue")
@@ -75,6 +77,9 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
         _check_horizons(table, horizons, problems)
         summary.update(table)
         content.update(table)
+        siblings.update(table)
+    else:  # every table has the schema's columns
+        _check_siblings(store, info, siblings, problems)
     _check_counts(info, summary, problems)
     if content.hexdigest() != info["content_sha256"]:
         problems.add(
@@ -90,6 +95,20 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
         "partial": info["partial"],
         "problems": problems.sentences,
     }
+
+
+def _check_siblings(store: Store, info: Mapping[str, Any], siblings: Siblings, problems: _Problems) -> None:
+    columns = ("hash64", "objectId", "episode", "horizon_days", "sibling_group")
+    for table in iter_rows(store, info, columns) if siblings.find() else ():
+        siblings.name(table)
+    for table in iter_rows(store, info, columns):
+        said, is_so = (pc.fill_null(t.column("sibling_group"), "") for t in (table, siblings.annotate(table)))
+        problems.rows(
+            "siblings",
+            table,
+            pc.not_equal(said, is_so).to_numpy(),
+            lambda where: f"sibling_group is not that of the positions: {where}.",
+        )
 
 
 class _Problems:

@@ -312,6 +312,7 @@ BREAKS: dict[str, tuple[Any, str]] = {
     "a wrong count": (lambda t: _first(t, "n_modalities", 7), "n_modalities is not"),
     "another name": (lambda t: _first(t, "objectId", "ZTF99zzz"), "hash64 is not"),
     "an unknown gate": (lambda t: _first(t, "gate", "maybe"), "gate is not one of"),
+    "a sibling that is none": (lambda t: _first(t, "sibling_group", "ZTF99zzz"), "sibling_group is not that"),
     "a changed magnitude": (_add("mag_peak_g", 1.0), "content_sha256 is"),
 }
 
@@ -327,6 +328,24 @@ def test_verify_sees(run: Path, tmp_path: Path, what: str) -> None:
     assert not answer["ok"]
     assert any(re.search(sentence, problem) for problem in answer["problems"]), answer["problems"]
     assert any("was changed: size or sha256" in problem for problem in answer["problems"])
+
+
+def test_verify_knows_the_runs_own_cuts(run: Path, tmp_path: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    plan["identity"]["cuts"] = {"many": {"description": "", "row": ["n_det >= 9"]}}
+    (run / "plan.json").write_text(json.dumps(plan))
+    for path in sorted((run / "data").iterdir()):
+        table = pq.read_table(path)
+        bits = pc.cast(pc.greater_equal(table["n_det"], 9), pa.int16())
+        zeros = pa.array([0] * table.num_rows, pa.int16())
+        commit_table(run, int(path.name[6:11]), _with(_with(table, "cuts_own", bits), "cuts_own_na", zeros))
+    info = build_catalog(str(run), str(tmp_path / "cat"))
+    last = {(row["objectId"], row["episode"]): row for row in make_rows(NAMES).to_pylist()}
+    scope = [row["n_det"] >= 9 for row in last.values() if row["gate"] == "in_scope" and row["t0"]]
+    assert info["cuts"]["many"] == {
+        "passed": sum(scope), "failed": len(scope) - sum(scope), "not_applicable": 0
+    }  # fmt: skip
+    assert verify_catalog(str(tmp_path / "cat"))["problems"] == []
 
 
 def test_verify_sees_a_changed_count_and_a_lost_part(run: Path, tmp_path: Path) -> None:
