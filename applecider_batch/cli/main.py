@@ -17,6 +17,7 @@ from applecider_batch.cli import (
     candidates,
     catalog,
     demo,
+    doctor,
     gate,
     jobs,
     models,
@@ -54,10 +55,11 @@ def _root(
 ) -> None:
     from applecider_batch.logs import configure_logging
 
-    configure_logging("DEBUG" if os.environ.get("APPLECIDER_BATCH_DEBUG") == "1" else "INFO")
+    level = "DEBUG" if os.environ.get("APPLECIDER_BATCH_DEBUG") == "1" else "INFO"
+    configure_logging(level, as_json=os.environ.get("APPLECIDER_BATCH_LOG") == "json")
 
 
-for group in (demo, archive, runs, jobs, catalog, candidates, models, training, anomaly, gate):
+for group in (demo, archive, runs, jobs, catalog, candidates, models, training, anomaly, gate, doctor):
     group.register(app)
 
 

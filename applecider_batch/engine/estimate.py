@@ -21,8 +21,9 @@ import numpy as np
 
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Plan, Shard
-from applecider_batch.engine.shard_task import TaskSpec
+from applecider_batch.engine.shard_task import TaskSpec, parquet_bytes
 from applecider_batch.errors import UserError
+from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
 # Without a calibration. Items per second and CPU thread, or per GPU. CPU: a shared 2-core EPYC; GPU: a tenth
@@ -57,7 +58,9 @@ class Calibration:
     bytes_read_ratio : float
         Bytes read over those of all row groups that the pieces overlap.
     row_bytes, rows_per_object : float
-        Of the data files.
+        Of the data files, without what each file has of its own.
+    file_bytes : int
+        Of a data file without rows.
     peak_memory_bytes : int
         Of the process, networks included.
     """
@@ -68,6 +71,7 @@ class Calibration:
     network_seconds_per_object: float
     bytes_read_ratio: float
     row_bytes: float
+    file_bytes: int
     rows_per_object: float
     peak_memory_bytes: int
 
@@ -105,6 +109,7 @@ def calibrate(plan: Plan, archive: Any, storage_options: Mapping[str, Any]) -> C
     overlapped = bytes_of(archive, pieces)
     before = sum(of[list(timed)].sum() for name, of in overlapped.items() if name != "stamps")
     objects = max(sum(found[number].record["objects"] for number in timed), 1)
+    fixed = len(parquet_bytes(load_table("catalogue").empty()))
     rows = max(sum(outcome.record["rows"] for outcome in found), 1)
     return Calibration(
         start_seconds=opened + max(first, 0.0),
@@ -113,7 +118,8 @@ def calibrate(plan: Plan, archive: Any, storage_options: Mapping[str, Any]) -> C
         network_seconds_per_object=steps["infer"] / objects,
         bytes_read_ratio=sum(outcome.metrics["bytes_read"] for outcome in found)
         / max(sum(of.sum() for of in overlapped.values()), 1.0),
-        row_bytes=sum(outcome.metrics["bytes_written"] for outcome in found) / rows,
+        row_bytes=max(sum(o.metrics["bytes_written"] - fixed for o in found) / rows, 0.0),
+        file_bytes=fixed,
         rows_per_object=rows / max(sum(outcome.record["objects"] for outcome in found), 1),
         peak_memory_bytes=max(outcome.metrics["peak_memory_bytes"] for outcome in found),
     )
@@ -180,7 +186,7 @@ def estimate(
     rows = objects * len(plan.horizons)
     if measured is None:
         own, network = _round_figures(plan, archive, model_set, objects, rows)
-        start, ratio, row_bytes = 0.0, 1.0, float(ROW_BYTES)
+        start, ratio, written = 0.0, 1.0, float(rows * ROW_BYTES)
         largest = max(shard.alerts for shard in plan.shards)
         batch = plan.identity["batch_size"] * IMAGE_ITEM_BYTES if "image" in model_set.defaults else 0
         memory = PROCESS_BYTES + largest * ALERT_BYTES + batch
@@ -188,15 +194,16 @@ def estimate(
         before = everything - float(sizes["stamps"].sum())
         own = measured.read_seconds_per_byte * before + measured.own_seconds_per_object * objects
         network = measured.network_seconds_per_object * objects
-        start, ratio, row_bytes = measured.start_seconds, measured.bytes_read_ratio, measured.row_bytes
+        start, ratio = measured.start_seconds, measured.bytes_read_ratio
         rows = round(measured.rows_per_object * objects)
+        written = rows * measured.row_bytes + len(plan.shards) * measured.file_bytes
         memory = measured.peak_memory_bytes
     # A GPU works while the workers prepare the next batch; a CPU has to do both.
     seconds = start + (max(own / workers, network) if on_gpu else (own + network) / workers)
     answer = {
         "rows": rows,
         "bytes_read": int(everything * ratio),
-        "bytes_written": int(rows * row_bytes),
+        "bytes_written": int(written),
         "memory_per_worker_bytes": int(memory),
         "seconds": round(seconds, 1),
         "start_seconds": round(start, 1),
