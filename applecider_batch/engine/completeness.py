@@ -41,7 +41,7 @@ from applecider_batch.schema import load_table
 from applecider_batch.simulate.packets import NightTar
 from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASS_KEYS, CLASSES
-from applecider_batch.training.labels import read_labels
+from applecider_batch.training.labels import LabelTable, read_labels
 
 TRANSIENTS = tuple(name for key, name in zip(CLASS_KEYS, CLASSES, strict=True) if key in TRANSIENT_WEIGHTS)
 MAX_CURVES = 400
@@ -101,11 +101,13 @@ def measure_completeness(
         raise UsageError(f"--injections must be at least 1, and is {count}.")
     archive = Archive.open(archive_url, storage_options)
     model_set = ModelSet.load(models, storage_options=storage_options, check_weights=False)
-    asked = {"archive": archive.snapshot.logical_digest, "labels": read_labels(labels_url).object_id.tolist(),
-             "models": model_set.digest, "count": count, "seed": seed, "horizon": horizon}  # fmt: skip
+    labels = read_labels(labels_url, storage_options=storage_options)
+    said = list(zip(labels.object_id.tolist(), labels.label.tolist(), strict=True))
+    asked = {"archive": archive.snapshot.logical_digest, "labels": said, "models": model_set.digest,
+             "count": count, "seed": seed, "horizon": horizon}  # fmt: skip
     folder = _claim(out, json_digest(asked))
     training, training_known = model_set.training_ids()
-    curves, left_out = _curves(archive, labels_url, training, seed, storage_options)
+    curves, left_out = _curves(archive, labels, training, seed)
     alerts = _site_alerts(archive, seed)
     sites = Sites(alerts)
     span = pc.min(alerts.column("jd")).as_py(), pc.max(alerts.column("jd")).as_py()
@@ -164,10 +166,9 @@ def _claim(out: str, digest: str) -> Path:
 
 
 def _curves(
-    archive: Archive, labels_url: str, training: frozenset[str], seed: int, storage_options: Any
+    archive: Archive, labels: LabelTable, training: frozenset[str], seed: int
 ) -> tuple[list[Curve], dict[str, int]]:
     """Light curves of labelled transients, at most so many of a class, and those left out by reason."""
-    labels = read_labels(labels_url, storage_options=storage_options)
     left: Counter[str] = Counter()
     curves: list[Curve] = []
     for kind in TRANSIENTS:
@@ -186,7 +187,7 @@ def _curves(
                 taken += 1
     if not curves:
         raise UserError(
-            f"None of the transients in '{labels_url}' has a light curve that can be injected: {dict(left)}.",
+            f"None of {len(labels)} labelled objects has a light curve that can be injected: {dict(left)}.",
             hint="Ingest light curves (ingest --photometry FILE), or give labels of objects that are there.",
         )
     return curves, dict(left)
