@@ -9,6 +9,7 @@ import pytest
 
 from applecider_batch.errors import UserError
 from applecider_batch.features.cuts import own_presets, packaged, read_own
+from applecider_batch.features.gate_model import Judges
 from applecider_batch.features.inputs import prepare_shard
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.schema import load_table
@@ -20,7 +21,9 @@ CLEAN = {"rb": 0.65, "elong": 1.2, "magdiff": -0.1, "fwhm": 5.0, "drb": 0.95, "n
 def verdicts(*alerts: dict[str, Any], own: str = "", horizons: tuple[float | None, ...] = (None,)) -> Any:
     presets = own_presets(read_own(own, "own.toml") if own else {})
     data = shard(list(alerts))
-    made = prepare_shard(data, horizons, get_profile("paper"), snapshot_jd_max=JD0 + 99, cuts=presets)
+    made = prepare_shard(
+        data, horizons, get_profile("paper"), snapshot_jd_max=JD0 + 99, judges=Judges(presets)
+    )
     return made.rows.to_pylist()
 
 
