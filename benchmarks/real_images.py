@@ -3,11 +3,12 @@
     python -m benchmarks.real_images DATA WORK [--presets compact,paper] [--objects 1600]
 
 DATA is the folder of the real data, WORK a folder for archives, trainings and ``images.json`` (what is there
-is used again). Three things are shown, none of them an accuracy on real data, for which there are too few:
+is used again). Four things are shown, none of them an accuracy on real data, for which there are too few:
 
 1. overfit: trained on all labelled real triplets and judged on the same, a network must reach 0.99;
 2. simulated: trained, calibrated and evaluated on a simulated survey, split by object;
-3. fusion: on the real objects with a light curve and a spectrum, the fused probabilities of a run and of
+3. joint: on the same survey all three modalities, apart and then trained together;
+4. fusion: on the real objects with a light curve and a spectrum, the fused probabilities of a run and of
    joint training against the mean of the modalities' probabilities computed here one object at a time.
 """
 
@@ -47,11 +48,13 @@ from applecider_batch.training.image_task import (
     metadata_statistics,
     predict_images,
 )
-from applecider_batch.training.joint import joint_examples
+from applecider_batch.training.joint import joint_examples, train_joint
 from applecider_batch.training.joint_task import JointNetwork, predict_joint
 from applecider_batch.training.labels import read_labels
 from applecider_batch.training.metrics import measures
+from applecider_batch.training.photometry import train_photometry
 from applecider_batch.training.setup import TrainingRequest
+from applecider_batch.training.spectra import train_spectra
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import train
 
@@ -131,23 +134,25 @@ def overfit(archive: Archive, labels: str, work: Path, preset_name: str, epochs:
     }
 
 
-def simulated(work: Path, objects: int, epochs: int) -> dict[str, Any]:
-    """Train, calibrate and evaluate the compact network on a simulated survey."""
-    archive, survey, models = (str(work / name) for name in ("simulated", "survey", "models"))
-    labels = f"{survey}/truth.parquet"
+def survey(work: Path, objects: int) -> TrainingRequest:
+    """A simulated survey as an archive, and what all trainings on it have in common."""
+    archive, folder = str(work / "simulated"), str(work / "survey")
     if not Path(archive).exists():
-        made = simulate(survey, n_objects=objects, n_nights=60, seed=7)
-        ingest([str(n) for n in made["nights"]], archive, spectra=[f"{survey}/spectra.parquet"])
-    data = TrainingRequest(
+        made = simulate(folder, n_objects=objects, n_nights=60, seed=7)
+        ingest([str(n) for n in made["nights"]], archive, spectra=[f"{folder}/spectra.parquet"])
+    return TrainingRequest(
         archive=archive,
-        labels=labels,
-        models=models,
+        labels=f"{folder}/truth.parquet",
+        models=str(work / "models"),
         out=str(work / "training"),
         preset="compact",
         split=RULE,
-        epochs=epochs,
         progress=True,
     )
+
+
+def simulated(data: TrainingRequest, work: Path) -> dict[str, Any]:
+    """Train, calibrate and evaluate the compact network on a simulated survey."""
     train_image(data)
     calibration = calibrate(data)
     document = evaluate_models(data, str(work / "evaluation"))
@@ -162,6 +167,23 @@ def simulated(work: Path, objects: int, epochs: int) -> dict[str, Any]:
         },
         "calibration": calibration["check"]["image"],
     }
+
+
+def joint(data: TrainingRequest, work: Path) -> dict[str, Any]:
+    """Light curves and spectra trained as well, then all three together: test figures before and after."""
+    together = str(work / "joint-models")
+    train_photometry(replace(data, out=str(work / "photometry"), epochs=30))
+    train_spectra(replace(data, out=str(work / "spectra"), epochs=20))
+    train_joint(replace(data, out=str(work / "joint"), epochs=10), result=together)
+    out: dict[str, Any] = {}
+    for name, models in (("apart", data.models), ("together", together)):
+        request, folder = replace(data, models=models), str(work / f"evaluation-{name}")
+        document = evaluate_models(request, folder, horizons=[10.0, 30.0, None], alert_days=0)
+        out[name] = {
+            what: {h: _shown(r, ("macro_auc", "balanced_accuracy", "nll")) for h, r in found.items()}
+            for what, found in document["results"].items()
+        }
+    return out
 
 
 def _shown(found: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -220,7 +242,7 @@ def _by_hand(logits: dict[str, np.ndarray], i: int, temperatures: dict[str, dict
 
 
 def main() -> None:
-    """Run all three and write ``images.json``."""
+    """Run all four and write ``images.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
@@ -232,13 +254,15 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     archive = real_archive(asked.data, asked.work)
     labels = alert_labels(asked.data, asked.work)
+    data = replace(survey(asked.work, asked.objects), epochs=asked.epochs)
     document: dict[str, Any] = {
         "fusion": fusion(archive, str(asked.data / "labels/labels.parquet"), asked.work),
         "overfit": {
             name: overfit(archive, labels, asked.work, name, asked.overfit_epochs)
             for name in asked.presets.split(",")
         },
-        "simulated": simulated(asked.work, asked.objects, asked.epochs),
+        "simulated": simulated(data, asked.work),
+        "joint": joint(data, asked.work),
     }
     (asked.work / "images.json").write_text(json.dumps(document, indent=1))
     print(json.dumps(document, indent=1))
