@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from applecider_batch import __version__
 from applecider_batch.engine import api
 from applecider_batch.engine import submit as submit_module
 from applecider_batch.engine.submit import VERBS, last_document, submit, working_folder
@@ -270,3 +272,28 @@ def test_the_cluster_grows_and_shrinks_and_its_head_takes_no_work() -> None:
     assert not any(
         "pip install" in command for key in config if key.endswith("commands") for command in config[key]
     )
+
+
+def test_no_worker_type_can_take_more_than_the_cluster_may_grow_to() -> None:
+    config = cluster()
+    workers = [
+        kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]
+    ]
+    assert sum(kind["max_workers"] for kind in workers) == config["max_workers"]
+    for kind in workers:
+        assert set(kind["resources"]) == {"CPU", "GPU"}
+        assert kind["resources"]["CPU"] >= 1
+        assert kind["node_config"]["InstanceType"]
+
+
+def test_the_image_holds_what_the_package_is_made_of() -> None:
+    lines = (ROOT / "Containerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {*wheel["packages"], *wheel["force-include"]} <= set(copied)
+    assert {project["project"]["readme"], *project["project"]["license-files"]} <= set(copied)
+    (base,) = (line for line in lines if line.startswith("FROM"))
+    assert f"python:{project['project']['requires-python'].removeprefix('>=')}-" in base
+    assert cluster()["docker"]["image"].endswith(f":{__version__}")
