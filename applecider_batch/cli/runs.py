@@ -119,6 +119,23 @@ def parse_region(text: str | None) -> tuple[float, float, float] | None:
     return ra, dec, radius
 
 
+def parse_pools(texts: list[str] | None) -> dict[str, dict[str, float]] | None:
+    """``["image:size=4,num_gpus=0.25"]`` as ``{"image": {"size": 4.0, "num_gpus": 0.25}}``."""
+    from applecider_batch.errors import UsageError
+
+    pools: dict[str, dict[str, float]] = {}
+    for text in texts or ():
+        name, _, rest = text.partition(":")
+        try:
+            pools[name] = {key: float(value) for key, value in (pair.split("=") for pair in rest.split(","))}
+        except ValueError:
+            raise UsageError(
+                f"--pool takes NAME:KEY=N,… and got '{text}'.",
+                hint="For example: --pool image:size=4,num_gpus=0.25",
+            ) from None
+    return pools or None
+
+
 def plan(
     archive: ArchiveOption,
     models: ModelsOption,
@@ -206,6 +223,14 @@ def classify(
         bool,
         typer.Option("--autoscale", help="The cluster grows on demand; do not refuse what it lacks now."),
     ] = False,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:KEY=N,…",
+            help="Actors of a modality and what each reserves (size, num_cpus, num_gpus), e.g. "
+            "image:size=4,num_gpus=0.25; may be repeated. None chooses by what the cluster has.",
+        ),
+    ] = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
@@ -238,6 +263,7 @@ def classify(
         cuts=cuts,
         side=side or (),
         autoscale=autoscale,
+        pools=parse_pools(pool),
         storage_options=parse_storage_options(storage_option),
         progress=not quiet,
     )

@@ -65,6 +65,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nonsense"], "No such command"),
         (["plan"], "--archive"),
+        (["classify", "--archive", "a", "--models", "m", "--run", "r", "--pool", "image"], "--pool takes"),
         (["classify", "--archive", "a", "--models", "m", "--run", "r", "--horizons", "3,-1"], "--horizons"),
         (["classify", "--archive", "a", "--models", "m", "--run", "r", "--horizons", "nan"], "--horizons"),
         (["classify", "--archive", "a", "--models", "m", "--run", "r", "--region", "1,2"], "--region"),
