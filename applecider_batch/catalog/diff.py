@@ -39,14 +39,12 @@ _BY_ROW: Mapping[str, tuple[str, ...]] = {
     "model": ("model_set_id", "calibration_id", "prior_id", "anomaly_ref_id", "gate_id"),
     "code": ("pipeline_version",),
 }  # fmt: skip
-#: Column -> causes that can act on it.
+_OF_RUNS = ("data", "model", "code", "settings")
+#: Column -> causes that can act on it. (Flags for spectra and stamps depend on the networks in use.)
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "gate": ("data", "model", "code", "settings"),
-    "class_top1": ("data", "model", "code", "settings"),
-    "anomaly_flag": ("data", "model", "code", "settings"),
-    "anomaly_reason": ("data", "model", "code", "settings"),
-    "quality_flags": ("data", "code", "settings"),
-    "error_code": ("data", "model", "code", "settings"),
+    **dict.fromkeys(
+        ("gate", "class_top1", "anomaly_flag", "anomaly_reason", "quality_flags", "error_code"), _OF_RUNS
+    ),
     "known_status": ("data", "code", "lists"),
     "tns_eligible": CAUSES,
 }

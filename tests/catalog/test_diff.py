@@ -69,7 +69,7 @@ def test_every_change_and_its_causes(tmp_path: Path) -> None:
     more_points = rng.random(new.num_rows) < 0.3
     new = _set(new, "class_top1", reclassified, "TDE")
     new = _set(new, "n_det", more_points, 99)
-    new = _set(new, "quality_flags", rng.random(new.num_rows) < 0.1, 8)
+    new = _set(new, "known_status", rng.random(new.num_rows) < 0.1, "known")
     names = new.column("objectId").to_pylist()
     new = new.filter(pa.array([name not in NAMES[:5] for name in names]))
     old = old.filter(pa.array([name not in NAMES[50:53] for name in names]))
@@ -91,7 +91,7 @@ def test_every_change_and_its_causes(tmp_path: Path) -> None:
         expected = ["data"] if (change["objectId"], change["horizon_days"]) in grown else []
         if change["column"] == "class_top1":
             assert change["causes"] == [*expected, "model"]
-        elif change["column"] == "quality_flags":
+        elif change["column"] == "known_status":  # no model acts on it
             assert change["causes"] == expected
     assert answer["changes_by_cause"]["unexplained"] > 0
     assert answer["identity"] == [{"field": "models", "cause": "model", "old": "1", "new": "2"}]
