@@ -130,7 +130,7 @@ def test_votable_is_valid_and_keeps_nulls(catalogue: str, tmp_path: Path) -> Non
 
 
 def test_unknown_format_and_horizon_are_refused(catalogue: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'xlsx' is no export format; allowed are parquet, csv, hats"):
+    with pytest.raises(UserError, match="'xlsx' is no export format; allowed are parquet, csv, ecsv, hats"):
         export_catalog(catalogue, str(tmp_path / "c"), "xlsx")
     with pytest.raises(UserError, match="no horizon '99'"):
         export_catalog(catalogue, str(tmp_path / "c"), "csv", horizon=99)
