@@ -52,6 +52,7 @@ def one(**fields: Any) -> dict[str, Any]:
         ("ztfrest", {"distpsnr1": 1.4, "sgscore1": 0.51}, False),
         ("ztfrest", {"distpsnr1": 1.5, "sgscore1": 0.51}, True),
         ("ztfrest", {"distpsnr3": 14.0, "srmag3": 14.9, "sgscore3": 0.5}, False),
+        ("ztfrest", {"distpsnr2": 14.0, "srmag2": 14.9, "sgscore2": 0.5}, False),
         # A bright neighbour and another one that is a star are no bright star.
         ("ztfrest", {"distpsnr3": 14.0, "srmag3": 14.9, "sgscore2": 0.9, "distpsnr2": 3.0}, True),
         ("boom", {}, True),
