@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,15 +19,13 @@ matplotlib.use("Agg")
 RANGE = 0.02  # of the pixels' range
 
 
-def matplotlib_ink(
-    y: np.ndarray, dpi: float = 100.0, *, png: bool = False, simplify: bool = True
-) -> np.ndarray:
+def matplotlib_ink(y: np.ndarray, dpi: float = 100.0, *, simplify: bool = True) -> np.ndarray:
     """255 minus the grey level that matplotlib draws, (288, 288); by default with its default settings."""
     with matplotlib.rc_context({"path.simplify": simplify}):
-        return _matplotlib_ink(y, dpi, png)
+        return _matplotlib_ink(y, dpi)
 
 
-def _matplotlib_ink(y: np.ndarray, dpi: float, png: bool) -> np.ndarray:
+def _matplotlib_ink(y: np.ndarray, dpi: float) -> np.ndarray:
     import matplotlib.pyplot as plt
 
     inches = 288 / dpi
@@ -40,14 +36,8 @@ def _matplotlib_ink(y: np.ndarray, dpi: float, png: bool) -> np.ndarray:
     axes.set_xlim(0, len(y) - 1)
     if np.ptp(y):
         axes.set_ylim(y.min(), y.max())
-    if png:
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=dpi)
-        file.seek(0)
-        grey = (plt.imread(file)[..., 0] * 255).round().astype(np.uint8)
-    else:
-        figure.canvas.draw()
-        grey = np.asarray(figure.canvas.buffer_rgba())[..., 0].copy()
+    figure.canvas.draw()
+    grey = np.asarray(figure.canvas.buffer_rgba())[..., 0].copy()
     plt.close(figure)
     return 255 - grey
 
@@ -242,30 +232,3 @@ def test_bad_shapes_and_widths_are_refused() -> None:
         rasterise(np.zeros((1, 5)), line_width_px=0)
     with pytest.raises(UserError, match="at least 80 samples"):
         render_spectra(np.zeros((1, 50)))
-
-
-def test_is_much_faster_than_a_plotting_script() -> None:
-    """Three pictures of a very noisy spectrum, LOESS included, against subplots + plot + savefig; CPU time.
-
-    `benchmarks/spectra_raster.py` measures 120 to 140 times on real spectra, and here it is 90: noise costs
-    ink. Half of that leaves room for what else the machine does.
-    """
-    rng = np.random.default_rng(3)
-    flux = np.stack(
-        [loess(rng.normal(size=(1, 4096)), 0.01)[0] + 0.1 * rng.normal(size=4096) for _ in range(32)]
-    )
-    flux = flux.astype(np.float32)
-    render_spectra(flux)
-    matplotlib_ink(flux[0], png=True)
-
-    def fastest(work: Callable[[], object], repeats: int) -> float:
-        times = []
-        for _ in range(repeats):
-            start = time.process_time()
-            work()
-            times.append(time.process_time() - start)
-        return min(times)
-
-    ours = fastest(lambda: render_spectra(flux), 5) / len(flux)
-    theirs = 3 * fastest(lambda: [matplotlib_ink(y, png=True) for y in flux[:6]], 3) / 6
-    assert theirs / ours > 45, f"{theirs * 1e3:.1f} ms against {ours * 1e3:.3f} ms"
