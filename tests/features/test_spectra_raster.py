@@ -1,4 +1,4 @@
-"""Rasterised line plots against matplotlib's own pictures, in pixels and in time."""
+"""Rasterised line plots against matplotlib's own pictures, pixel by pixel."""
 
 from __future__ import annotations
 
