@@ -225,3 +225,16 @@ def test_score_without_anything_but_probabilities() -> None:
     busy = bare.set_column(at, bare.schema.field(at), pa.array([300] * bare.num_rows, pa.int32()))
     assert score_rows(busy).total[known] == pytest.approx(score.total[known] / 4)
     assert (score_rows(anomalous).total[in_scope] > score.total[in_scope]).all()
+
+
+def test_an_empty_list_is_an_answer(tmp_path: Path) -> None:
+    url = str(tmp_path / "cat")
+    build_catalog(str(write_run(tmp_path / "run", NAMES[10:11], shards=1)), url)
+    rows = read_table(url, horizon="full").to_pylist()
+    (tmp_path / "all.csv").write_text("name,ra,dec\n" + "".join(f"S,{r['ra']},{r['dec']}\n" for r in rows))
+    build_catalog(str(tmp_path / "run"), url, known=[read_known(str(tmp_path / "all.csv"))])
+    for ending in ("json", "csv", "parquet"):
+        answer = find_candidates(url, str(tmp_path / f"c.{ending}"))
+        assert (answer["candidates"], answer["first"]) == (0, [])
+    assert read_candidates(str(tmp_path / "c.parquet"))[0].num_rows == 0
+    assert (tmp_path / "c.csv").read_text().startswith('"rank","objectId"')
