@@ -15,6 +15,7 @@ GIVEN = "redshift given"
 LOW = "redshift given, R = 100"
 ZERO = "redshift withheld, taken for 0"
 MARGINAL = "redshift withheld, averaged"
+WORST = "redshift withheld, averaged, R = 100"
 HEAD = Path(__file__).with_name("real_spectra_head.md")
 NOTES = Path(__file__).with_name("real_spectra_notes.md")
 #: IIP within II, and Ib against Ic, are as much a matter of how long somebody looked as of the spectrum.
@@ -140,6 +141,7 @@ def page(document: dict[str, Any]) -> str:
         (LOW, "At the resolution of SEDM (R = 100)"),
         (ZERO, "Redshift withheld, spectra taken as if at z = 0"),
         (MARGINAL, "Redshift withheld, averaged over trial redshifts (what a run does)"),
+        (WORST, "The same at R = 100"),
     ):
         lines += [f"## {title}", "", "By spectrum.", "", *_table(results, condition, "by spectrum")]
     lines += [f"## Confusion of {best}, by spectrum, redshift given", "", *_confusion(found, seven)]
