@@ -310,17 +310,19 @@ def _ask_process(
     """Arrays (b, L), padding with noise 0, and times (b, P); returns (b, 5 P)."""
     real = noise > 0
 
-    def covariance(t1: np.ndarray, b1: np.ndarray) -> np.ndarray:
-        r = np.abs(t1[:, :, None] - t[:, None, :]) * (np.sqrt(3.0) / _SCALE_DAYS)
-        bands = _RHO ** np.abs(b1[:, :, None] - band[:, None, :])
-        return _AMPLITUDE**2 * (1 + r) * np.exp(-r) * bands * real[:, None, :]
+    def in_time(when: np.ndarray) -> np.ndarray:
+        r = np.abs(when[:, :, None] - t[:, None, :]) * (np.sqrt(3.0) / _SCALE_DAYS)
+        return _AMPLITUDE**2 * (1 + r) * np.exp(-r) * real[:, None, :]
 
-    k = covariance(t, band) * real[:, :, None]
+    by_distance = _RHO ** np.arange(len(BANDS))
+    number = band.astype(np.int64)
+    k = in_time(t) * by_distance[np.abs(number[:, :, None] - number[:, None, :])] * real[:, :, None]
     diagonal = np.arange(t.shape[1])
     k[:, diagonal, diagonal] += np.where(real, noise**2, 1.0)
-    asked = np.concatenate([phases, phases], axis=1)
-    asked_band = np.repeat([[0.0, 1.0]], phases.shape[1], axis=1).repeat(len(t), axis=0)
-    q = covariance(asked, asked_band)  # (b, 2 P, L)
+    asked = in_time(phases)
+    q = np.concatenate(
+        [asked * by_distance[np.abs(number - b)][:, None] for b in (0, 1)], axis=1
+    )  # (b, 2 P, L)
     solved = np.linalg.solve(k, np.concatenate([y[:, :, None], q.transpose(0, 2, 1)], axis=2))
     mean = (q * solved[:, None, :, 0]).sum(-1)
     variance = _AMPLITUDE**2 - (q * solved[:, :, 1:].transpose(0, 2, 1)).sum(-1)
