@@ -12,11 +12,11 @@ from typing import Any
 
 #: Boosting on about 100 hand-made features, same data, another quarter kept aside.
 ORIENTATION = {
-    "auc SN I/SN II": {"10": 0.780, "30": 0.923, "100": 0.952, "full": 0.954},
-    "macro_auc": {"10": 0.837, "30": 0.941, "100": 0.966, "full": 0.967},
+    "auc SN I/SN II": {"10d": 0.780, "30d": 0.923, "100d": 0.952, "full": 0.954},
+    "macro_auc": {"10d": 0.837, "30d": 0.941, "100d": 0.966, "full": 0.967},
 }
 TARGETS = {
-    "auc SN I/SN II": {"10": 0.780, "30": 0.940, "100": 0.952, "full": 0.970},
+    "auc SN I/SN II": {"10d": 0.780, "30d": 0.940, "100d": 0.952, "full": 0.970},
     "macro_auc": ORIENTATION["macro_auc"],
 }
 TABLES = (
@@ -46,7 +46,7 @@ def _cell(found: dict[str, Any], measure: str, interval: bool) -> str:
 
 def _table(document: dict[str, Any], measure: str, title: str, interval: bool) -> list[str]:
     horizons = document["horizons"]
-    lines = [f"### {title}", "", "| | " + " | ".join(f"{h} d" if h != "full" else h for h in horizons) + " |"]
+    lines = [f"### {title}", "", "| | " + " | ".join(horizons) + " |"]
     lines.append("|---" * (len(horizons) + 1) + "|")
     for name, results in document["results"].items():
         cells = [_cell(results[h]["supernovae_tde"], measure, interval) for h in horizons]
@@ -69,6 +69,10 @@ def write_page(document: dict[str, Any], page: Path) -> None:
         "",
         NOTES.read_text(encoding="utf-8").split("<!-- after the tables -->")[0].rstrip(),
         "",
+        f"In this run the transformer was trained for {document['epochs']} epochs (before that "
+        f"{document['pretrain_epochs']} of pre-training where it says so), the Informer for "
+        f"{document['informer_epochs']}.",
+        "",
         f"Test objects: {', '.join(f'{k} {v}' for k, v in document['test'].items())}. Not test: "
         f"{train + validation}. Intervals are 95 % over {document['draws']} bootstrap samples of objects.",
         "",
@@ -86,14 +90,17 @@ def write_page(document: dict[str, Any], page: Path) -> None:
         " are told from supernovae easily; here the question is mostly SN I against SN II, with "
         f"{train + validation} curves that are not test, so the figures cannot be compared one to one.",
         "",
-        "## Source probe",
-        "",
-        "A forest on summary numbers of the whole curve tells the source within a class with these AUCs;"
-        " above 0.6 a claim that rests on the class is void.",
-        "",
-        "| class | AUC | |",
-        "|---|---|---|",
     ]
+    if probe:
+        lines += [
+            "## Source probe",
+            "",
+            "A forest on summary numbers of the whole curve tells the source within a class with these AUCs;"
+            " above 0.6 a claim that rests on the class is void.",
+            "",
+            "| class | AUC | |",
+            "|---|---|---|",
+        ]
     for name, found in probe.items():
         value = f"{found['auc']:.2f}" if "auc" in found else ""
         lines.append(f"| {name} | {value} | {found.get('why_not') or ('void' if found['void'] else '')} |")

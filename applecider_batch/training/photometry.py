@@ -28,7 +28,7 @@ from applecider_batch.training.photometry_task import (
     curve_statistics,
     summary_statistics,
 )
-from applecider_batch.training.setup import TrainingRequest, data_record
+from applecider_batch.training.setup import TrainingRequest, choose_preset, data_record
 from applecider_batch.training.splits import SplitRule
 from applecider_batch.training.trainer import Trained, TrainerOptions, checkpoint_name, train
 from applecider_batch.training.trees import TreeOptions
@@ -95,11 +95,9 @@ def preset_of(name: str, network: str | None = None) -> PhotometryPreset:
     UserError
         If there is no such preset.
     """
-    if name not in PRESETS:
-        raise UserError(f"Unknown preset '{name}'; allowed are {', '.join(PRESETS)}.")
+    preset = choose_preset(PRESETS, name)
     if network == TABULAR:
         return _TABULAR if name == "compact" else replace(_TABULAR, config={"members": 8, "rounds": 240})
-    preset = PRESETS[name]
     if network == "informer":
         preset = replace(preset, config={k: v for k, v in preset.config.items() if k in _INFORMER})
     return replace(preset, network=network or preset.network)
