@@ -10,7 +10,7 @@ horizon. Every curve is truncated by the same as-of wall. TDE come from one coll
 and SN from alerts, so figures that involve TDE may rest on the source; CV and AGN are 30-day histories of a
 few objects.
 
-It takes about half an hour on one free core.
+With its defaults it takes about half an hour on one free core (added up from parts).
 """
 
 from __future__ import annotations
