@@ -29,7 +29,7 @@ def test_a_calibrated_plan_says_what_the_run_then_reads_and_writes(inputs: Input
     assert planned["bytes_written"] == pytest.approx(found["bytes_written"], rel=0.1)
     assert planned["rows"] == pytest.approx(done["rows"], rel=0.1)
     assert planned["memory_per_worker_bytes"] > 0
-    assert planned["seconds"] > planned["start_seconds"] > 0
+    assert planned["seconds"] > planned["start_seconds"] >= 0
     # Time is compared by what does not depend on the machine's mood: an archive of another size.
     twice = api.plan(inputs.archive, inputs.models, calibrated=True, workers=2, **OPTIONS)
     assert twice["bytes_read"] == planned["bytes_read"]
