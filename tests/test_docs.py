@@ -70,7 +70,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for call in calls(ROOT / "docs" / "tutorial.md"):
         assert run(call) in (0, 3), call
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert (tmp_path / "candidates.csv").exists()
+    assert (tmp_path / "candidates.parquet").exists()
     program = "\n".join(
         block for block in blocks(ROOT / "docs" / "howto" / "reading.md") if "import" in block
     )

@@ -188,14 +188,30 @@ def report(
     archive: Annotated[
         str | None, typer.Option("--archive", metavar="URL", help="The archive, for light curves and stamps.")
     ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            "--candidates",
+            metavar="FILE",
+            help="Show these, of 'candidates find' or 'label': .parquet or .json.",
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option("--truth", metavar="FILE", help="Table of objectId and true class: a confusion matrix."),
+    ] = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
     """Write one offline HTML page about a catalogue.
 
-    Example: applecider-batch report CATALOG --archive ARCHIVE --out report.html
+    Its label buttons save a CSV that 'candidates label' reads.
+
+    Example: applecider-batch report CATALOG --archive ARCHIVE --candidates candidates.parquet
+    --out report.html
     """
     from applecider_batch.report.page import write_report
 
-    result = write_report(catalog, archive, out, storage_options=parse_storage_options(storage_option))
+    options = parse_storage_options(storage_option)
+    result = write_report(catalog, archive, out, candidates=candidates, truth=truth, storage_options=options)
     answer(result, format)

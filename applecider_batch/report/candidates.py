@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from applecider_batch.archive.read import Archive
 from applecider_batch.catalog.read import one_row_per_episode
 from applecider_batch.catalog.store import iter_rows
+from applecider_batch.errors import UserError
 from applecider_batch.features.points import load_points
 from applecider_batch.report.light_curve import BANDS, ZERO_POINT_UJY, LightCurve
 from applecider_batch.report.png import data_url
@@ -36,7 +37,9 @@ class Candidate:
     horizons : list of dict
         Its rows at all horizons, in order.
     rank : int
-        Rank within its class, from 1.
+        Rank within its class, or in the list of candidates, from 1.
+    listed : bool
+        Whether the row is one of a list of candidates (schema ``candidates``).
     curve : LightCurve or None
     stamps : dict of str to str
         ``data:`` URL by stamp name.
@@ -45,6 +48,7 @@ class Candidate:
 
     row: dict[str, Any]
     rank: int
+    listed: bool = False
     horizons: list[dict[str, Any]] = field(default_factory=list)
     curve: LightCurve | None = None
     stamps: dict[str, str] = field(default_factory=dict)
@@ -68,7 +72,9 @@ class Selection:
     sky_rest: dict[int, int]
 
 
-def select(store: Store, info: Mapping[str, Any], horizon: str, per_class: int) -> Selection:
+def select(
+    store: Store, info: Mapping[str, Any], horizon: str, per_class: int, listed: pa.Table | None = None
+) -> Selection:
     """The rows with the highest probability of each class, in scope, and counts on the sky; bounded memory.
 
     Parameters
@@ -77,6 +83,13 @@ def select(store: Store, info: Mapping[str, Any], horizon: str, per_class: int) 
         Label of the reference horizon.
     per_class : int
         Rows per class; equal probabilities are ordered by (hash64, objectId, episode).
+    listed : pyarrow.Table, optional
+        Schema ``candidates``: these are shown instead, in their order.
+
+    Raises
+    ------
+    UserError
+        If a listed episode is not in the catalogue.
     """
     best: dict[str, pa.Table] = {}
     sky: tuple[dict[int, int], dict[int, int]] = ({}, {})
@@ -85,7 +98,7 @@ def select(store: Store, info: Mapping[str, Any], horizon: str, per_class: int) 
         in_scope = pc.fill_null(pc.equal(rows.column("gate"), "in_scope"), False)
         for counts, mask in ((sky[0], in_scope), (sky[1], pc.invert(in_scope))):
             _count_cells(counts, rows.column("_healpix_29").filter(mask))
-        for name in CLASSES:
+        for name in CLASSES if listed is None else ():
             mine = rows.filter(pc.fill_null(pc.equal(rows.column("class_top1"), name), False))
             if mine.num_rows:
                 joined = pa.concat_tables([best[name], mine]) if name in best else mine
@@ -97,7 +110,14 @@ def select(store: Store, info: Mapping[str, Any], horizon: str, per_class: int) 
         if name in best
         for rank, row in enumerate(best[name].to_pylist(), 1)
     ]
+    if listed is not None:
+        candidates = [Candidate(row, row["rank"], listed=True) for row in listed.to_pylist()]
     _add_horizons(store, info, candidates)
+    if lost := [c.row["objectId"] for c in candidates if not c.horizons]:
+        raise UserError(
+            f"{len(lost)} of the candidates are not in the catalogue '{store.url}', for example {lost[0]}.",
+            hint="Give the file that `applecider-batch candidates find` made of this catalogue.",
+        )
     return Selection(candidates, *sky)
 
 

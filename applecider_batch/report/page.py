@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from applecider_batch.catalog.candidate_files import read_candidates
 from applecider_batch.catalog.funnel import STEPS, funnel_table, totals
 from applecider_batch.catalog.store import RUN_FILE, open_catalog
 from applecider_batch.features.quality import describe
@@ -37,6 +38,7 @@ def write_report(
     archive_url: str | None,
     out_html: str | Path,
     *,
+    candidates: str | None = None,
     truth: str | None = None,
     per_class: int = PER_CLASS,
     storage_options: Mapping[str, Any] | None = None,
@@ -51,6 +53,9 @@ def write_report(
         The archive the run read, for light curves, stamps and spectra; None leaves them out.
     out_html : str or Path
         The file to write.
+    candidates : str, optional
+        File of `candidates find` or `candidates label` (Parquet or JSON): its episodes are shown in its
+        order, instead of the most probable of each class.
     truth : str, optional
         Parquet or CSV with objectId and a class: adds a confusion matrix.
     per_class : int
@@ -64,11 +69,13 @@ def write_report(
     Raises
     ------
     UserError
-        If the catalogue, the archive or the truth table cannot be read.
+        If the catalogue, the archive, the candidates or the truth table cannot be read, or the candidates are
+        those of another catalogue.
     """
     store, info = open_catalog(catalog_url, storage_options)
     reference = reference_horizon(info)
-    selection = select(store, info, reference, per_class)
+    listed = None if candidates is None else read_candidates(candidates, storage_options)[0]
+    selection = select(store, info, reference, per_class, listed)
     if archive_url is not None:
         from applecider_batch.archive.read import Archive
 
@@ -91,6 +98,7 @@ def write_report(
         "classes": CLASSES,
         "cards": [_card(c, simulated, archive_url is not None) for c in selection.candidates],
         "per_class": per_class,
+        "listed": listed is not None,
         "has_archive": archive_url is not None,
     }
     page = render(context).encode()
@@ -259,7 +267,7 @@ def _card(candidate: Candidate, simulated: bool, has_archive: bool) -> dict[str,
         "flags": describe(row["quality_flags"] or 0),
         "reasons": describe_reason(row["anomaly_reason"] or 0),
         "links": [] if simulated else links(name, row["ra"], row["dec"]),
-        "facts": _facts(row),
+        "facts": (_listing(row) if candidate.listed else []) + _facts(row),
         "no_archive": not has_archive,
     }
 
@@ -294,10 +302,46 @@ def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("redshift", "–" if redshift is None else f"{redshift:.4f} ({row['redshift_source']})"),
         ("entropy / JSD", f"{_number(row['entropy'])} / {_number(row['modality_jsd'])}"),
         ("anomaly", _anomaly(row)),
-        ("known status", row["known_status"] or "–"),
+        ("known status", _known(row)),
         ("gate", f"{row['gate']} ({row['gate_reason'] or '–'})"),
     ]
     return pairs
+
+
+def _listing(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Why it stands where it does in the list of candidates, and what lies beside it."""
+    first = row["first_horizon"]
+    near = [
+        f"{name} at {_number(sep, 1)}″ ({kind or 'no class'}, {status})"
+        for name, sep, kind, status in zip(
+            row["neighbour_objectId"],
+            row["neighbour_sep"],
+            row["neighbour_class"],
+            row["neighbour_status"],
+            strict=True,
+        )
+    ]
+    factors = ("transient", "anomaly", "quality", "detections", "history")
+    pairs = [
+        (
+            "score",
+            f"{_number(row['score'])}: " + ", ".join(f"{f} {_number(row[f'score_{f}'])}" for f in factors),
+        ),
+        ("first said so", "at no horizon" if first is None else _horizon_words(first)),
+    ]
+    if row["prob_interesting"] is not None:
+        pairs.append(("by your labels", _number(row["prob_interesting"])))
+    return [*pairs, ("neighbours", "; ".join(near) or "none")]
+
+
+def _known(row: Mapping[str, Any]) -> str:
+    """The status, and the deciding known source with its separation and time."""
+    status = str(row["known_status"] or "–").replace("_", " ")
+    if row["xm_tns_name"] is None:
+        return status
+    when = "" if row["xm_tns_dt"] is None else f", {_number(row['xm_tns_dt'], 1)} d after t0"
+    kind = row["xm_tns_type"] or "no type"
+    return f"{status}: {row['xm_tns_name']} ({kind}) at {_number(row['xm_tns_sep'])}″{when}"
 
 
 def _anomaly(row: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def write_set(folder: Path, preset: str) -> None:
     from applecider_batch.training.photometry import PRESETS as photometry
     from applecider_batch.training.spectra import PRESETS as spectra
 
-    configs = {"cls_transformer": photometry[preset].config, "spectranet": spectra[preset].config}
+    configs = {"cls_transformer": photometry[preset].config, "spectranet": spectra["spectranet", preset].config}
     if preset == "compact":
         from applecider_batch.models.astrominn_compact import COMPACT
 

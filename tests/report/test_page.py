@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 
 from applecider_batch.archive.read import Archive
 from applecider_batch.catalog.build import build_catalog
+from applecider_batch.catalog.candidate_files import read_candidates
+from applecider_batch.catalog.candidates import FindOptions, find_candidates
+from applecider_batch.catalog.feedback import label_candidates
 from applecider_batch.catalog.read import read_table
 from applecider_batch.errors import UserError
 from applecider_batch.inference.anomaly_reference import DESCRIPTIONS, Reason
@@ -274,6 +278,80 @@ addEventListener("load", () => {
   document.body.append(note);
 });
 """
+
+
+_LABEL = """
+addEventListener("load", () => {
+  localStorage.clear();
+  const cards = [...document.querySelectorAll(".card")];
+  cards[0].querySelector("[data-label=yes]").click();
+  document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "j", bubbles: true}));
+  document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "j", bubbles: true}));
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "n", bubbles: true}));
+  cards[2].querySelector("[data-label=unsure]").click();
+  cards[3].querySelector("[data-label=no]").click();
+  cards[3].querySelector("[data-label=no]").click();
+  const out = {ids: cards.map((c) => c.id), csv: document.getElementById("save").href,
+               count: document.getElementById("labelled").value,
+               pressed: document.querySelectorAll("[aria-pressed=true]").length};
+  const note = document.createElement("pre");
+  note.id = "probe"; note.textContent = JSON.stringify(out); document.body.append(note);
+});
+"""
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> tuple[str, Path, pa.Table]:
+    """Catalogue, file and rows of candidates."""
+    build_catalog(str(write_run(tmp_path / "run", object_names(60))), str(tmp_path / "cat"))
+    out = tmp_path / "candidates.parquet"
+    find_candidates(str(tmp_path / "cat"), str(out), FindOptions(include_unchecked=True))
+    return str(tmp_path / "cat"), out, read_candidates(str(out))[0]
+
+
+def test_labels_of_the_page_rank_the_candidates_again(
+    listed: tuple[str, Path, pa.Table], dom: Dom, tmp_path: Path
+) -> None:
+    catalogue, file, rows = listed
+    page = tmp_path / "list.html"
+    answer = write_report(catalogue, None, page, candidates=str(file))
+    assert answer["candidates"] == rows.num_rows >= 4
+    page.write_text(page.read_text().replace("<body>", f"<body><script>{_LABEL}</script>"))
+    out = _probe(dom(page))
+    keys = [
+        f"{name}-{n}"
+        for name, n in zip(*(rows.column(c).to_pylist() for c in ("objectId", "episode")), strict=True)
+    ]
+    assert out["ids"] == keys  # in the order of the list
+    assert (out["count"], out["pressed"]) == ("3", 3)
+    labels = tmp_path / "labels.csv"
+    labels.write_text(urllib.parse.unquote(out["csv"].split(",", 1)[1]))
+    again = tmp_path / "again.json"
+    counted = label_candidates(catalogue, str(labels), str(again), FindOptions(include_unchecked=True))
+    assert (counted["labels"], counted["labels_unsure"], counted["labels_unmatched"]) == (3, 1, 0)
+    said = {(r["objectId"], r["episode"]): r["label"] for r in read_candidates(str(again))[0].to_pylist()}
+    known = {f"{name}-{episode}": label for (name, episode), label in said.items() if label}
+    assert known == {keys[0]: "yes", keys[1]: "no"}
+
+
+def test_a_listed_card_says_why(listed: tuple[str, Path, pa.Table], tmp_path: Path) -> None:
+    catalogue, file, rows = listed
+    page = tmp_path / "list.html"
+    write_report(catalogue, None, page, candidates=str(file))
+    text = html.unescape(page.read_text())
+    first = rows.slice(0, 1).to_pylist()[0]
+    assert f"{first['score']:.2f}: transient {first['score_transient']:.2f}" in text
+    assert "first said so" in text
+
+
+def test_candidates_of_another_catalogue_are_refused(
+    listed: tuple[str, Path, pa.Table], tmp_path: Path
+) -> None:
+    build_catalog(
+        str(write_run(tmp_path / "other-run", object_names(5, prefix="ZTF21bbbb"))), str(tmp_path / "other")
+    )
+    with pytest.raises(UserError, match="are not in the catalogue"):
+        write_report(str(tmp_path / "other"), None, tmp_path / "x.html", candidates=str(listed[1]))
 
 
 def _probe(text: str) -> Any:
