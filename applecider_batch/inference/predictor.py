@@ -62,7 +62,8 @@ class Predictor:
         self.device, self.dtype = torch.device(device), dtype
         self.modality: str = entry.modality
         self._card = entry.card
-        self._module = entry.build().to(self.device).eval()
+        # Images lie with their channels last, in which CPU kernels take half the time or less.
+        self._module = entry.build().to(self.device).to(memory_format=torch.channels_last).eval()
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """Logits and latents of a batch; an item never spoils another one.
@@ -129,6 +130,8 @@ class Predictor:
         import torch
 
         tensor = torch.tensor(values, device=self.device)
+        if tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor.float() if tensor.is_floating_point() else tensor
 
     def _autocast(self) -> Any:
