@@ -24,6 +24,7 @@ from applecider_batch.models.model_set import init_model_set
 from applecider_batch.simulate.survey import simulate
 from applecider_batch.taxonomy import CLASSES, OTHER
 from applecider_batch.training.anomaly_evaluate import METHODS, evaluate_anomaly
+from applecider_batch.training.anomaly_rates import DETECTIONS, MAGNITUDES
 from applecider_batch.training.splits import SplitRule
 
 LEFT_OUT = (OTHER, "TDE", "SN II", "SN I")
@@ -86,7 +87,8 @@ def list_table(result: dict[str, Any], horizon: str = "30d") -> list[str]:
     ]
     for name, by_horizon in result["left_out"].items():
         found = by_horizon[horizon]
-        for method, values in found.get("methods", {}).items():
+        for method in METHODS if "methods" in found else ():
+            values = found["methods"][method]
             mean = {key: v["mean"] for key, v in values.items()}
             spread = f"{values['auroc']['lowest']:.2f}–{values['auroc']['highest']:.2f}"
             lines.append(
@@ -99,20 +101,17 @@ def list_table(result: dict[str, Any], horizon: str = "30d") -> list[str]:
 
 def rate_table(results: dict[str, dict[str, Any]]) -> list[str]:
     """Share of known objects that the 1 % flag takes, by horizon, detections and magnitude."""
-    lines = [
-        "| sample | horizon | seed | all | "
-        + " | ".join(f"{b} det." for b in ("2-4", "5-9", "10-19", "20-49", "50+"))
-        + " | < 17 mag | 17-18 | 18-19 | > 19 |",
-        "|---" * 13 + "|",
-    ]
+    detections, magnitudes = ([name for name, _, _ in bins] for bins in (DETECTIONS, MAGNITUDES))
+    heads = [*(f"{name} det." for name in detections), *(f"{name} mag" for name in magnitudes)]
+    lines = [f"| sample | horizon | seed | all | {' | '.join(heads)} |", "|---" * (4 + len(heads)) + "|"]
     for sample, result in results.items():
         for seed, rates in enumerate(result["flags"]):
             for horizon in ("3d", "30d", "full"):
                 found = rates[horizon]
                 cells = [
                     found["levels"][0],
-                    *found["by_detections"].values(),
-                    *found["by_magnitude"].values(),
+                    *(found["by_detections"][name] for name in detections),
+                    *(found["by_magnitude"][name] for name in magnitudes),
                 ]
                 lines.append(f"| {sample} | {horizon} | {seed} | {' | '.join(map(_rate, cells))} |")
     return lines
