@@ -180,8 +180,11 @@ def compaction(inputs: Inputs) -> Stage:
     source = inputs.work / "runs"
     if not source.exists():
         nights = sorted((inputs.survey / "alerts").glob("*.tar.gz"))
+        part = inputs.work / "runs.part"  # an interrupted one must not pass for the whole
+        shutil.rmtree(part, ignore_errors=True)
         for start in range(0, len(nights), 15):
-            ingest([str(night) for night in nights[start : start + 15]], str(source))
+            ingest([str(night) for night in nights[start : start + 15]], str(part))
+        part.rename(source)
     target = inputs.work / "compacted"
 
     def ours() -> int:

@@ -344,6 +344,16 @@ def test_a_listed_card_says_why(listed: tuple[str, Path, pa.Table], tmp_path: Pa
     assert "first said so" in text
 
 
+def test_an_empty_list_says_so(listed: tuple[str, Path, pa.Table], tmp_path: Path) -> None:
+    catalogue, file, _ = listed
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), empty)
+    write_report(catalogue, None, tmp_path / "none.html", candidates=str(empty))
+    text = (tmp_path / "none.html").read_text()
+    assert "The list of candidates is empty" in text
+    assert "nothing to rank" not in text
+
+
 def test_candidates_of_another_catalogue_are_refused(
     listed: tuple[str, Path, pa.Table], tmp_path: Path
 ) -> None:
