@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from applecider_batch.inference.batches import whole_rows
 from applecider_batch.inference.forest import Forest, fit_forest
 
 #: Scores that every modality has by itself, in the order of the arrays.
@@ -59,10 +60,12 @@ class Neighbours:
         rows = np.flatnonzero(finite)
         for start in range(0, len(rows), _CHUNK):
             here = rows[start : start + _CHUNK]
-            x = (latent[here].astype(np.float64) - self.mean) @ self.whiten
+            # Whole blocks of rows, so that a score's bits do not depend on the other rows.
+            block = here[whole_rows(len(here))]
+            x = (latent[block].astype(np.float64) - self.mean) @ self.whiten
             squared = (x**2).sum(axis=1)[:, None] + norms - 2.0 * (x @ points.T)
             nearest = np.sort(np.partition(squared, k - 1, axis=1)[:, :k], axis=1)
-            out[here] = np.sqrt(np.maximum(nearest, 0.0)).mean(axis=1)
+            out[block] = np.sqrt(np.maximum(nearest, 0.0)).mean(axis=1)
         return out
 
 

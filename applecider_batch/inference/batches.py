@@ -24,6 +24,8 @@ Batch = dict[str, np.ndarray]
 
 LENGTH_BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 257)
 
+_WHOLE = 16
+
 _WIRE: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -35,6 +37,26 @@ _WIRE: dict[str, np.dtype] = {
 def wire_dtype(dtype: str) -> np.dtype:
     """The dtype in which stamps and spectra travel for a plan's dtype, the same on both executors."""
     return _WIRE[dtype]
+
+
+def whole_rows(count: int) -> np.ndarray:
+    """Rows of a batch, the last one repeated up to a multiple of 16.
+
+    Libraries of linear algebra take other kernels, which add in another order, for a handful of rows than for
+    many.  With these rows the bits of an answer do not depend on how many items came with it (seen on CPUs
+    for every network; a row's place in its batch does not matter either), and so not on the shards.
+
+    Parameters
+    ----------
+    count : int
+        Items, at least 1.
+
+    Returns
+    -------
+    ndarray, int64, shape (m,)
+        0 … count-1, count-1, ….
+    """
+    return np.minimum(np.arange(-(-count // _WHOLE) * _WHOLE), count - 1)
 
 
 def cut(count: int, batch_size: int) -> Iterator[np.ndarray]:

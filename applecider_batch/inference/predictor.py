@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from applecider_batch.errors import UserError
-from applecider_batch.inference.batches import Batch
+from applecider_batch.inference.batches import Batch, whole_rows
 from applecider_batch.logs import get_logger
 
 if TYPE_CHECKING:
@@ -80,19 +80,26 @@ class Predictor:
             ``energy`` float32 (b,), -logsumexp of the network's own logits; ``degraded`` bool, True if the
             batch had to be halved for lack of memory.
         """
+        return self._run(batch, filled_up=True)
+
+    def _run(self, batch: Batch, *, filled_up: bool) -> dict[str, Any]:
         size = len(next(iter(batch.values())))
+        rows = whole_rows(size) if filled_up else np.arange(size)
         try:
-            answer = self._forward(batch)
+            answer = self._forward({name: values[rows] for name, values in batch.items()})
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or size <= 1:
+            if not _out_of_memory(error) or (size <= 1 and not filled_up):
                 raise
         else:
-            return {**answer, "degraded": False}
+            return {**{name: values[:size] for name, values in answer.items()}, "degraded": False}
         # Outside the except block, so that the failed attempt's tensors are free by now.
         _log.warning("A batch of %d items did not fit into memory; it is halved.", size)
         self._free()
-        half = size // 2
-        parts = [self.run({k: v[s] for k, v in batch.items()}) for s in (slice(0, half), slice(half, size))]
+        cuts = [part for part in (slice(0, size // 2), slice(size // 2, size)) if part.start < part.stop]
+        parts = [
+            self._run({name: values[part] for name, values in batch.items()}, filled_up=False)
+            for part in cuts
+        ]
         joined = {
             name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "degraded"
         }

@@ -8,6 +8,7 @@ from torch import nn
 from applecider_batch.errors import UserError
 from applecider_batch.inference.predictor import Predictor
 from applecider_batch.models.card import ModelCard, Statistics
+from applecider_batch.models.model_set import ModelSet, init_model_set
 
 
 class Linear(nn.Module):
@@ -134,3 +135,36 @@ def test_the_threads_are_the_plans() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> ModelSet:
+    """Networks wide enough for blocked kernels; image and spectra smaller than in use."""
+    folder = str(tmp_path_factory.mktemp("set"))
+    configs = {
+        "astrominn": {"depths": [1, 1], "dims": [96, 192]},
+        "spectranet": {"widths": [16] * 5, "hidden": [64, 32], "kernels": [[3, 5, 7]] * 5},
+    }
+    init_model_set(folder, seed=3, configs=configs)
+    return ModelSet.load(folder)
+
+
+@pytest.mark.parametrize("modality", ["photometry", "image", "spectra"])
+def test_a_row_has_the_same_bits_whatever_comes_with_it(networks: ModelSet, modality: str) -> None:
+    rng = np.random.default_rng(4)
+    entry = networks.defaults[modality]
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=(32, *shape)).astype(np.float32)
+
+    given = {
+        "photometry": {"x": normal(32, 7), "mask": np.arange(32) < rng.integers(9, 33, 32)[:, None]},
+        "image": {"image": normal(4, 63, 63), "metadata": normal(len(entry.card.feature_names))},
+        "spectra": {"x": normal(1, 4096)},
+    }[modality]
+    predictor = Predictor(entry)
+    together = predictor.run(given)
+    for rows in (slice(0, 1), slice(29, 32), slice(5, 22)):
+        alone = predictor.run({name: values[rows] for name, values in given.items()})
+        for name in ("logits", "latent", "energy"):
+            np.testing.assert_array_equal(alone[name], together[name][rows])
