@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,46 +12,46 @@ import pyarrow as pa
 from applecider_batch.archive.parts import PartWriter, sort_rows
 from applecider_batch.archive.resolve import Resolution, pairs_of
 from applecider_batch.archive.snapshot import PartRecord
-from applecider_batch.archive.spill import Spill
+from applecider_batch.archive.spill import Sorted
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import json_digest
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
 
-def write_parts(
-    store: Store, run: str, ranges: Iterable[Mapping[str, pa.Table]], part_bytes: int
-) -> tuple[PartRecord, ...]:
-    """Write finished tables, range by range in ascending hash, into as many parts as their size asks for.
+def stretches_of_parts(
+    ranges: Sequence[tuple[int, int]], range_bytes: int, part_bytes: int
+) -> list[tuple[int, list[tuple[int, int]]]]:
+    """The hash ranges of each part, with the part's number.
+
+    Ranges hold about ``range_bytes`` of rows each. As rows take less room in a file than in memory, no file of
+    a part grows beyond ``part_bytes``; and since nothing of this depends on how well they compress, every part
+    can be written by itself.
+    """
+    count = max(1, part_bytes // range_bytes)
+    return list(enumerate(list(ranges[at : at + count]) for at in range(0, len(ranges), count)))
+
+
+def write_part(
+    store: Store, run: str, number: int, ranges: Iterable[Mapping[str, pa.Table]]
+) -> PartRecord | None:
+    """Write finished tables, range by range in ascending hash, into one part; None if they have no row.
 
     Parameters
     ----------
     run : str
-        Digest of everything that the content follows from; the parts' ids are made from it.
+        Digest of everything that the content follows from; the part's id is made from it and its number.
     ranges : iterable of mapping
         Sorted tables of the next hash range by name.
-    part_bytes : int
-        A part is closed at the end of the range in which its largest file comes within an eighth of this.
     """
-    records: list[PartRecord] = []
-    remaining = iter(ranges)
-    exhausted = False
-    while not exhausted:
-        with PartWriter(store, json_digest([run, len(records)]), run) as writer:
-            exhausted = not _fill(writer, remaining, part_bytes - part_bytes // 8)
-            if not writer.is_empty:
-                records.append(writer.finish())
-    return tuple(records)
+    with PartWriter(store, json_digest([run, number]), run) as writer:
+        for tables in ranges:
+            for name, table in tables.items():
+                writer.append(name, table)
+        return None if writer.is_empty else writer.finish()
 
 
-def _fill(writer: PartWriter, ranges: Iterator[Mapping[str, pa.Table]], enough: int) -> bool:
-    """Append ranges until a file is large enough; False when there are no more."""
-    for tables in ranges:
-        for name, table in tables.items():
-            writer.append(name, table)
-        if writer.largest >= enough:
-            return True
-    return False
+COUNTED = ("alerts", "duplicates", "photometry", "spectra", "quarantine")
 
 
 @dataclass
@@ -65,11 +65,17 @@ class Written:
     quarantine: int = 0
     stored_by_source: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Written) -> None:
+        """Count what went into another part, too."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.stored_by_source.update(other.stored_by_source)
+
 
 class IngestAssembler:
     """Turns the spilled rows of an ingest into the final tables of a hash range."""
 
-    def __init__(self, spill: Spill, resolution: Resolution | None, spectra: pa.Table | None = None) -> None:
+    def __init__(self, spill: Sorted, resolution: Resolution | None, spectra: pa.Table | None = None) -> None:
         self._spill = spill
         self._resolution = resolution
         self._spectra = spectra if spectra is not None else load_table("spectra").empty()
@@ -94,9 +100,7 @@ class IngestAssembler:
         if "quarantine" in self._spill.names:
             rows = self._spill.read("quarantine", lo, hi).drop_columns(["hash64"])
             out["quarantine"] = sort_rows("quarantine", load_table("quarantine").conform(rows))
-        for name in ("alerts", "duplicates", "photometry", "spectra", "quarantine"):
-            count = getattr(self.written, name) + (out[name].num_rows if name in out else 0)
-            setattr(self.written, name, count)
+        self.written.add(Written(**{name: out[name].num_rows for name in COUNTED if name in out}))
         return out
 
     def _alerts(self, resolution: Resolution, lo: int, hi: int) -> tuple[pa.Table, pa.Table, np.ndarray]:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive.build import distinct_packets, distinct_rows, write_parts
+from applecider_batch.archive.build import distinct_packets, distinct_rows, stretches_of_parts, write_part
 from applecider_batch.archive.parts import PART_BYTES, PartReader, sort_rows
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.resolve import pairs_of
 from applecider_batch.archive.snapshot import PartRecord, Snapshot, SnapshotMoved, load_snapshot, open_archive
-from applecider_batch.archive.stage import ProgressLike, commit, range_bytes
+from applecider_batch.archive.stage import commit, range_bytes
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import InternalError
 from applecider_batch.schema import load_table
+from applecider_batch.spread import Here, ProgressLike, Spread, Update
 from applecider_batch.storage import Store
 
 MEMORY_BYTES = 256 << 20
@@ -41,6 +42,7 @@ def compact(
     memory_bytes: int = MEMORY_BYTES,
     part_bytes: int = PART_BYTES,
     progress: ProgressLike | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Merge small parts into larger ones until no tier holds four runs; with ``full`` until one run is left.
 
@@ -54,6 +56,8 @@ def compact(
         About four hash ranges of rows are held in it.
     part_bytes : int
         Size at which a part is closed.
+    spread : Spread, optional
+        Where the parts are written; by default in this process.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def compact(
     before = load_snapshot(store)
     snapshot, merged, written = before, 0, 0
     while chosen := choose_runs(snapshot, full=full):
-        parts = _merge(store, snapshot, chosen, memory_bytes, part_bytes, progress)
+        parts = _merge(store, snapshot, chosen, memory_bytes, part_bytes, progress, spread or Here())
         written += sum(part.bytes for part in parts)
         merged += len(chosen)
         snapshot = load_snapshot(store)
@@ -111,20 +115,25 @@ def _merge(
     memory_bytes: int,
     part_bytes: int,
     progress: ProgressLike | None,
+    spread: Spread,
 ) -> tuple[PartRecord, ...]:
     """Merge some runs and commit; a concurrent ingest is no obstacle, a concurrent compaction is."""
     chosen = tuple(part for part in snapshot.parts if part.run in runs)
-    whole = Archive(store, snapshot)
-    merger = _Merger(whole, Archive(store, replace(snapshot, parts=chosen)), progress)
-    ranges = merger.mine.ranges(range_bytes(memory_bytes, part_bytes))
+    mine = Archive(store, replace(snapshot, parts=chosen))
+    target = range_bytes(memory_bytes, part_bytes)
+    ranges = mine.ranges(target)
     run = json_digest(
-        ["compact", 1, sorted(p.part_id for p in chosen), [f"{lo:x}" for lo, _ in ranges], part_bytes]
+        ["compact", 2, sorted(p.part_id for p in chosen), [f"{lo:x}" for lo, _ in ranges], part_bytes]
     )
-    parts = write_parts(store, run, merger.tables(ranges), part_bytes)
+    merge = _Merge(run, Archive(store, snapshot), mine)
+    tasks = stretches_of_parts(ranges, target, part_bytes)
+    done = list(spread.map(_write_part, merge, tasks, progress))
+    parts = tuple(part for part, _ in done if part is not None)
+    superseded = sum(count for _, count in done)
     alerts = sum(part.rows("alerts") for part in parts)
-    if alerts + merger.superseded != sum(part.rows("alerts") for part in chosen):
+    if alerts + superseded != sum(part.rows("alerts") for part in chosen):
         raise InternalError(
-            f"Compaction wrote {alerts} alerts and left out {merger.superseded}: they do not add up."
+            f"Compaction wrote {alerts} alerts and left out {superseded}: they do not add up."
         )
     gone = {part.part_id for part in chosen}
 
@@ -141,18 +150,37 @@ def _merge(
     return parts
 
 
+@dataclass(frozen=True)
+class _Merge:
+    """What is merged: parts of ``mine``, which are among those of ``whole``."""
+
+    run: str
+    whole: Archive
+    mine: Archive
+
+
+def _write_part(
+    merge: _Merge, task: tuple[int, list[tuple[int, int]]], update: Update
+) -> tuple[PartRecord | None, int]:
+    """One part, and how many superseded alerts it leaves out."""
+    number, ranges = task
+    merger = _Merger(merge, update)
+    tables = merger.tables(ranges, quarantine=number == 0)
+    return write_part(merge.whole.store, merge.run, number, tables), merger.superseded
+
+
 class _Merger:
-    """Streams the merged tables of some parts."""
+    """Streams the merged tables of some hash ranges."""
 
-    def __init__(self, whole: Archive, mine: Archive, progress: ProgressLike | None) -> None:
-        self.whole = whole
-        self.mine = mine
+    def __init__(self, merge: _Merge, update: Update) -> None:
+        self.whole = merge.whole
+        self.mine = merge.mine
         self.superseded = 0
-        self._progress = progress
+        self._update = update
 
-    def tables(self, ranges: list[tuple[int, int]]) -> Iterator[dict[str, pa.Table]]:
+    def tables(self, ranges: list[tuple[int, int]], *, quarantine: bool) -> Iterator[dict[str, pa.Table]]:
         """First what was set aside, row group by row group, then the hash ranges in ascending order."""
-        for part in self.mine.parts:
+        for part in self.mine.parts if quarantine else ():
             index = part.index("quarantine")
             for group in range(len(index.rows)) if index is not None else ():
                 yield {"quarantine": part.read_groups("quarantine", [group])}
@@ -162,8 +190,7 @@ class _Merger:
     def _range(self, lo: int, hi: int) -> dict[str, pa.Table]:
         lost = self.whole.duplicates(lo, hi)  # a packet of ours may be superseded by one in another part
         alerts = self._without("alerts", lo, hi, lost)
-        if self._progress is not None:
-            self._progress.update(alerts.num_rows)
+        self._update(alerts.num_rows)
         return {
             "alerts": alerts,
             "stamps": self._without("stamps", lo, hi, lost),

@@ -1,26 +1,39 @@
 """Ingest: sources become sorted, immutable parts and a new snapshot.
 
-Sources are read once, in batches; their rows are sorted out of core (``spill.py``), the duplicate rule is
+Sources are read once, in batches, a few at a time by every task; their rows are sorted out of core (``spill.py``), the duplicate rule is
 applied (``resolve.py``), the parts are written range by range (``build.py``) and one create-only snapshot
 makes them visible. Nothing in place is changed, and a source that is in the snapshot is not read again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from applecider_batch.archive.batches import TableBatch
-from applecider_batch.archive.ingest_packets import PACKET_COUNTS, PacketSource, PacketStage
+from applecider_batch.archive.ingest_packets import (
+    PACKET_COUNTS,
+    PacketSource,
+    PacketStage,
+    Reading,
+    Taken,
+    identify,
+    read_sources,
+)
 from applecider_batch.archive.ingest_tables import TABLE_COUNTS, ingest_table
 from applecider_batch.archive.parts import PART_BYTES
 from applecider_batch.archive.snapshot import create_archive, load_snapshot
-from applecider_batch.archive.stage import ProgressLike, Settings
+from applecider_batch.archive.stage import Settings
 from applecider_batch.errors import InternalError
+from applecider_batch.spread import Here, ProgressLike, Spread
+from applecider_batch.storage import Store
 
 MEMORY_BYTES = 256 << 20
 COMMIT_BYTES = 32 << 30
+GROUP_BYTES = 64 << 20
 
 
 def ingest(
@@ -34,6 +47,7 @@ def ingest(
     commit_bytes: int = COMMIT_BYTES,
     part_bytes: int = PART_BYTES,
     progress: ProgressLike | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Take sources into an archive, which is made if it is not there.
 
@@ -56,6 +70,8 @@ def ingest(
         Size at which a part is closed.
     progress : optional
         ``update(packets, source=…)`` is called as packets are read.
+    spread : Spread, optional
+        Where packets are read and parts are written; by default in this process. Tables are always.
 
     Returns
     -------
@@ -73,9 +89,10 @@ def ingest(
     StorageError
         If the storage refuses; the archive is as it was, up to the last snapshot committed.
     """
-    waiting = [opened for source in sources for opened in _open_sources(source, storage_options)]
+    spread = spread or Here()
+    opened = [each for source in sources for each in _open_sources(source, storage_options)]
     store = create_archive(archive_url, storage_options)
-    settings = Settings(store, memory_bytes, part_bytes, progress)
+    settings = Settings(store, memory_bytes, part_bytes, spread)
     present = set(load_snapshot(store).source_ids)
     read: list[dict[str, Any]] = []
     already: list[str] = []
@@ -92,14 +109,23 @@ def ingest(
         if is_new(table):
             read.append(ingest_table(settings, table).to_json())
 
-    while waiting:
-        with PacketStage(settings) as stage:
-            while waiting and stage.spill.bytes < commit_bytes:
-                source = waiting.pop(0)
-                if is_new(source):
-                    stage.take(source)
-            read.extend(record.to_json() for record in stage.commit())
-            rematched += stage.rematched
+    with _scratch(store, spread) as scratch, contextlib.ExitStack() as stack:
+        new = filter(is_new, spread.map(identify, None, opened))
+        reading: Generator[Taken, None, None] | None = None
+        more = True
+        while more:
+            with PacketStage(settings) as stage:
+                if reading is None:
+                    shared = Reading(memory_bytes, stage.spectra, scratch)
+                    reading = spread.map(read_sources, shared, _groups(new), progress)
+                    stack.enter_context(contextlib.closing(reading))
+                more = False
+                for taken in reading:
+                    stage.take(taken)
+                    if more := stage.bytes >= commit_bytes:
+                        break
+                read.extend(record.to_json() for record in stage.commit())
+                rematched += stage.rematched
     for item in photometry:
         take_table(_open_table("photometry", item, storage_options))
     for item in spectra:
@@ -120,6 +146,33 @@ def ingest(
         "snapshot": after.id,
         "logical_digest": after.logical_digest,
     }
+
+
+@contextlib.contextmanager
+def _scratch(store: Store, spread: Spread) -> Iterator[Store | None]:
+    """A folder of the archive for sorted rows on their way between processes, removed at the end."""
+    if not spread.elsewhere:
+        yield None
+        return
+    name = f"spill/{uuid.uuid4().hex}"
+    try:
+        yield store.join(name)
+    finally:
+        store.delete(name, recursive=True)
+
+
+def _groups(sources: Iterable[PacketSource]) -> Iterator[list[PacketSource]]:
+    """Sources for one task: a large one, or several small ones."""
+    group: list[PacketSource] = []
+    size = 0
+    for source in sources:
+        group.append(source)
+        size += source.n_bytes
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _open_sources(

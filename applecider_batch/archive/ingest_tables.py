@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow.compute as pc
 
 from applecider_batch.archive.batches import TableBatch
@@ -17,6 +19,7 @@ from applecider_batch.archive.stage import (
     successor,
 )
 from applecider_batch.digest import json_digest, multiset_of
+from applecider_batch.spread import Here
 
 TABLE_COUNTS = tuple(
     f"{kind}_{what}"
@@ -48,7 +51,9 @@ def ingest_table(settings: Settings, batch: TableBatch) -> SourceRecord:
             rejected = batch.rejected.num_rows if batch.rejected is not None else 0
             if batch.rejected is not None:
                 spill_rows(spill, "quarantine", batch.rejected)
-            builder = PartBuilder(settings, spill, [batch.source_id])
+            spill.flush()
+            # One file is one process's work; only packets are many.
+            builder = PartBuilder(replace(settings, spread=Here()), spill, [batch.source_id])
             builder.build(None, json_digest([batch.kind, multiset_of(rows, ["objectId"]).hexdigest()]))
         stored = getattr(builder.written, batch.kind)
         values = (rows.num_rows + rejected, stored, rows.num_rows - stored, unmatched, rejected)

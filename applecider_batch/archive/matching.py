@@ -100,20 +100,24 @@ class UnmatchedSpectra:
         open_rows = table.filter(pc.invert(pc.or_(matched, again)))
         self._spec_id = open_rows.column("spec_id").to_pylist()
         self._ra, self._dec = (open_rows.column(axis).to_numpy() for axis in ("ra", "dec"))
-        self._best: dict[int, tuple[float, str]] = {}
+        self._best: dict[str, tuple[float, str]] = {}
 
-    def offer(self, alerts: pa.Table) -> None:
-        """Look at new alerts (schema ``alerts``)."""
+    def offer(self, alerts: pa.Table) -> dict[str, tuple[float, str]]:
+        """Separation (arcsec) and name of the nearest of new alerts (schema ``alerts``), by ``spec_id``."""
         if not self._spec_id or not alerts.num_rows:
-            return
+            return {}
         ra, dec = (alerts.column(axis).to_numpy() for axis in ("ra", "dec"))
         objects = ObjectPositions(alerts.column("objectId").combine_chunks(), ra, dec)
-        for row, candidate in _nearest(self._ra, self._dec, objects).items():
-            self._best[row] = min(candidate, self._best.get(row, candidate))
+        return {self._spec_id[row]: found for row, found in _nearest(self._ra, self._dec, objects).items()}
+
+    def take(self, offers: dict[str, tuple[float, str]]) -> None:
+        """Keep the nearest; spectra that have found their object already are passed over."""
+        still_open = {spec_id: offers[spec_id] for spec_id in offers.keys() & set(self._spec_id)}
+        self._best = nearest_of(self._best, still_open)
 
     def matched(self, store: Store, snapshot: Snapshot) -> pa.Table:
         """Rows (schema ``spectra``) of what found its object, each once."""
-        owner = {self._spec_id[row]: name for row, (_, name) in self._best.items()}
+        owner = {spec_id: name for spec_id, (_, name) in self._best.items()}
         wanted = pa.array(sorted(owner), pa.string())
         tables = [load_table("spectra").empty()]
         if owner:
@@ -125,6 +129,13 @@ class UnmatchedSpectra:
         table = pa.concat_tables(tables)
         names = pa.array([owner[spec_id] for spec_id in table.column("spec_id").to_pylist()], pa.string())
         return _owned(table, names, pa.array(["position"] * len(names), pa.string()))
+
+
+def nearest_of(
+    some: dict[str, tuple[float, str]], others: dict[str, tuple[float, str]]
+) -> dict[str, tuple[float, str]]:
+    """The nearer of both for every key."""
+    return some | {key: min(found, some.get(key, found)) for key, found in others.items()}
 
 
 def _nearest(ra: np.ndarray, dec: np.ndarray, objects: ObjectPositions) -> dict[int, tuple[float, str]]:

@@ -57,6 +57,10 @@ class PacketKeys:
         """Take the rows of an alerts table."""
         self._chunks.append(_keys(alerts, known=False, stored=False))
 
+    def extend(self, others: PacketKeys) -> None:
+        """Take those of others, too."""
+        self._chunks.extend(others._chunks)
+
     def array(self) -> np.ndarray:
         """All keys in order of arrival."""
         return np.concatenate(self._chunks) if self._chunks else np.empty(0, _KEY)

@@ -1,6 +1,7 @@
 """Sorting out of core: tables are spilled as sorted blocks to one local file and read back by hash range.
 
-Memory holds the buffer being filled, and of what is spilled only a few numbers per block.
+Memory holds the buffer being filled, and of what is spilled only a few numbers per block. The file is this
+machine's until it is published: then it lies in a store, and every process can read its ranges.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from applecider_batch.digest import HASH64_END
 from applecider_batch.errors import StorageError
+from applecider_batch.storage import Store
 
 _PREFIX = "applecider-batch-spill-"
 _FILE = "sorted-blocks"
 _BLOCK_BYTES = 256 << 10
 _PIECES = 8  # a stretch is thought of as pieces of an eighth of a range
 _MOST_PIECES = 256
+_READ_BYTES = 8 << 20  # fetched at a time of a published file
 
 
 @dataclass
@@ -52,7 +55,117 @@ class _Blocks:
         return np.flatnonzero((first <= np.uint64(hi - 1)) & (last >= np.uint64(lo))).tolist()
 
 
-class Spill:
+class Sorted(Protocol):
+    """Tables in sorted blocks, to be read by ranges of their key."""
+
+    @property
+    def names(self) -> list[str]:
+        """Tables that have rows."""
+
+    def stretches(self) -> Iterator[tuple[int, int, int]]:
+        """First and last key and bytes of every block."""
+
+    def read(self, name: str, lo: int, hi: int) -> pa.Table:
+        """All rows of a table with keys in [lo, hi), in no particular order."""
+
+
+class _File(Sorted):
+    """What spilled and published files share: blocks, and how they are read."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._blocks: dict[str, _Blocks] = {}
+        self._schemas: dict[str, pa.Schema] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Tables that have rows."""
+        return sorted(self._blocks)
+
+    def stretches(self) -> Iterator[tuple[int, int, int]]:
+        """First and last key and bytes of every block."""
+        for blocks in self._blocks.values():
+            yield from zip(blocks.lo, blocks.hi, blocks.length, strict=True)
+
+    def read(self, name: str, lo: int, hi: int) -> pa.Table:
+        """All rows of a table with keys in [lo, hi), in no particular order."""
+        schema = self._schemas[name]
+        pieces = list(self._pieces(name, schema, lo, hi))
+        return pa.Table.from_batches(pieces, schema=schema)
+
+    def _pieces(self, name: str, schema: pa.Schema, lo: int, hi: int) -> Iterator[pa.RecordBatch]:
+        blocks = self._blocks[name]
+        numbers = blocks.overlapping(lo, hi)
+        for data in self._fetch([(blocks.offset[number], blocks.length[number]) for number in numbers]):
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+            start, stop = hash_slice(batch.column(self._key).to_numpy(), lo, hi)
+            if stop > start:
+                yield batch.slice(start, stop - start)
+
+    def _fetch(self, places: list[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at each (offset, length)."""
+        raise NotImplementedError
+
+
+class Published(_File):
+    """A spill's file in a store; it can be pickled."""
+
+    def __init__(
+        self, store: Store, path: str, key: str, blocks: dict[str, _Blocks], schemas: dict[str, pa.Schema]
+    ) -> None:
+        super().__init__(key)
+        self._store, self._path = store, path
+        self._blocks, self._schemas = blocks, schemas
+        self.bytes = sum(sum(each.length) for each in blocks.values())
+
+    def _fetch(self, places: list[tuple[int, int]]) -> Iterator[bytes]:
+        with self._store.open_ranges(self._path, self.bytes) as file:
+            for group in _joined(places):
+                start = group[0][0]
+                file.seek(start)
+                data = file.read(sum(length for _, length in group))
+                for offset, length in group:
+                    yield data[offset - start : offset - start + length]
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._store.delete(self._path)
+
+
+def _joined(places: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Places in groups that follow each other without a gap, of at most a few megabytes."""
+    group: list[tuple[int, int]] = []
+    for offset, length in places:
+        if group and (offset != sum(group[-1]) or offset + length - group[0][0] > _READ_BYTES):
+            yield group
+            group = []
+        group.append((offset, length))
+    if group:
+        yield group
+
+
+class Several(Sorted):
+    """Several of them, read as one."""
+
+    def __init__(self, members: Iterable[Sorted]) -> None:
+        self._members = list(members)
+
+    @property
+    def names(self) -> list[str]:
+        """Tables that have rows."""
+        return sorted({name for member in self._members for name in member.names})
+
+    def stretches(self) -> Iterator[tuple[int, int, int]]:
+        """First and last key and bytes of every block."""
+        for member in self._members:
+            yield from member.stretches()
+
+    def read(self, name: str, lo: int, hi: int) -> pa.Table:
+        """All rows of a table with keys in [lo, hi), in no particular order."""
+        return pa.concat_tables(member.read(name, lo, hi) for member in self._members if name in member.names)
+
+
+class Spill(_File):
     """Tables with a key column, taken in any order and given back in ranges of it.
 
     Parameters
@@ -67,15 +180,13 @@ class Spill:
 
     def __init__(self, memory_bytes: int, folder: str | Path | None = None, *, key: str = "hash64") -> None:
         _remove_stale(Path(folder) if folder else Path(tempfile.gettempdir()))
+        super().__init__(key)
         self._memory = memory_bytes
-        self._key = key
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
         self._file: IO[bytes] = open(self._folder / _FILE, "w+b")  # noqa: SIM115  closed by close()
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._buffers: dict[str, list[pa.Table]] = {}
         self._buffered = 0
-        self._blocks: dict[str, _Blocks] = {}
-        self._schemas: dict[str, pa.Schema] = {}
         self._end = 0
         self.bytes = 0
 
@@ -140,23 +251,20 @@ class Spill:
     def ranges(self, target_bytes: int) -> list[tuple[int, int]]:
         """Cut [0, 2**64) so that each range holds about ``target_bytes`` (an object is never cut)."""
         self.flush()
-        tables = (zip(b.lo, b.hi, b.length, strict=True) for b in self._blocks.values())
-        return cut_ranges((block for blocks in tables for block in blocks), target_bytes)
+        return cut_ranges(self.stretches(), target_bytes)
 
-    def read(self, name: str, lo: int, hi: int) -> pa.Table:
-        """All rows of a table with keys in [lo, hi), in no particular order."""
-        schema = self._schemas[name]
-        pieces = list(self._pieces(name, schema, lo, hi))
-        return pa.Table.from_batches(pieces, schema=schema)
+    def _fetch(self, places: list[tuple[int, int]]) -> Iterator[bytes]:
+        for offset, length in places:
+            yield os.pread(self._file.fileno(), length, offset)
 
-    def _pieces(self, name: str, schema: pa.Schema, lo: int, hi: int) -> Iterator[pa.RecordBatch]:
-        blocks = self._blocks[name]
-        for number in blocks.overlapping(lo, hi):
-            data = os.pread(self._file.fileno(), blocks.length[number], blocks.offset[number])
-            batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
-            start, stop = hash_slice(batch.column(self._key).to_numpy(), lo, hi)
-            if stop > start:
-                yield batch.slice(start, stop - start)
+    def publish(self, store: Store, path: str) -> Published:
+        """Copy the file to where every process can read it, and close."""
+        self.flush()
+        self._file.seek(0)
+        with store.open_output(path) as out:
+            shutil.copyfileobj(self._file, out, 16 << 20)
+        self.close()
+        return Published(store, path, self._key, self._blocks, self._schemas)
 
 
 def hash_slice(hashes: np.ndarray, lo: int, hi: int) -> tuple[int, int]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import pyarrow as pa
 
-from applecider_batch.archive.build import IngestAssembler, Written, write_parts
+from applecider_batch.archive.build import IngestAssembler, Written, stretches_of_parts, write_part
 from applecider_batch.archive.resolve import Resolution
 from applecider_batch.archive.snapshot import (
     ArchiveError,
@@ -20,29 +19,23 @@ from applecider_batch.archive.snapshot import (
     commit_snapshot,
     load_snapshot,
 )
-from applecider_batch.archive.spill import Spill
+from applecider_batch.archive.spill import Sorted, Spill, cut_ranges
 from applecider_batch.digest import MultisetDigest, hash64, json_digest, table_digest
 from applecider_batch.schema import load_table
+from applecider_batch.spread import Spread, Update
 from applecider_batch.storage import Store
 
 _ATTEMPTS = 10
 
 
-class ProgressLike(Protocol):
-    """What ingest asks of a progress display (``logs.Progress``)."""
-
-    def update(self, done: int = 1, **notes: Any) -> None:
-        """Count units and show notes."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """How an ingest works: where to, with how much memory, in what sizes."""
+    """How an ingest works: where to, with how much memory, in what sizes, in which processes."""
 
     store: Store
     memory_bytes: int
     part_bytes: int
-    progress: ProgressLike | None
+    spread: Spread
 
 
 def range_bytes(memory_bytes: int, part_bytes: int) -> int:
@@ -68,12 +61,33 @@ def conform_with_hash(name: str, table: pa.Table) -> pa.Table:
     return load_table(name).conform(table)
 
 
-class PartBuilder:
-    """Writes the parts of a spill, and only again when what they follow from has changed."""
+@dataclass(frozen=True)
+class _Sources:
+    """What the parts of an ingest are made from."""
 
-    def __init__(self, settings: Settings, spill: Spill, sources: list[str]) -> None:
+    store: Store
+    run: str
+    rows: Sorted
+    resolution: Resolution | None
+    spectra: pa.Table | None
+
+
+def _write_part(
+    sources: _Sources, task: tuple[int, list[tuple[int, int]]], update: Update
+) -> tuple[PartRecord | None, Written]:
+    """One part, of some hash ranges."""
+    number, ranges = task
+    assembler = IngestAssembler(sources.rows, sources.resolution, sources.spectra)
+    tables = (assembler.range(lo, hi) for lo, hi in ranges)
+    return write_part(sources.store, sources.run, number, tables), assembler.written
+
+
+class PartBuilder:
+    """Writes the parts of sorted rows, and only again when what they follow from has changed."""
+
+    def __init__(self, settings: Settings, rows: Sorted, sources: list[str]) -> None:
         self._settings = settings
-        self._spill = spill
+        self._rows = rows
         self._sources = sorted(sources)
         self._run = ""
         self.parts: tuple[PartRecord, ...] = ()
@@ -84,16 +98,22 @@ class PartBuilder:
 
         ``spectra`` are rows that go with it; they are few and not spilled.
         """
-        ranges = self._spill.ranges(range_bytes(self._settings.memory_bytes, self._settings.part_bytes))
+        settings = self._settings
+        target = range_bytes(settings.memory_bytes, settings.part_bytes)
+        ranges = cut_ranges(self._rows.stretches(), target)
         cuts = [f"{lo:x}" for lo, _ in ranges]
         extra = table_digest(spectra, ["objectId", "spec_id"]) if spectra is not None and len(spectra) else ""
-        run = json_digest(["ingest", 1, self._sources, salt, extra, cuts, self._settings.part_bytes])
+        run = json_digest(["ingest", 2, self._sources, salt, extra, cuts, settings.part_bytes])
         if run == self._run:
             return
-        assembler = IngestAssembler(self._spill, resolution, spectra)
-        tables = (assembler.range(lo, hi) for lo, hi in ranges)
-        self.parts = write_parts(self._settings.store, run, tables, self._settings.part_bytes)
-        self.written = assembler.written
+        sources = _Sources(settings.store, run, self._rows, resolution, spectra)
+        tasks = stretches_of_parts(ranges, target, settings.part_bytes)
+        parts, written = [], Written()
+        for part, of_part in settings.spread.map(_write_part, sources, tasks):
+            parts.append(part)
+            written.add(of_part)
+        self.parts = tuple(part for part in parts if part is not None)
+        self.written = written
         self._run = run
 
 
@@ -158,10 +178,11 @@ def successor(
         sources=(*parent.sources, *records),
         counts=dict(sorted(counts.items())),
         packets_digest=packets_digest or parent.packets_digest,
-        jd_max_alerts=_later(parent.jd_max_alerts, jd_max_alerts),
-        jd_max_tables=_later(parent.jd_max_tables, jd_max_tables),
+        jd_max_alerts=later(parent.jd_max_alerts, jd_max_alerts),
+        jd_max_tables=later(parent.jd_max_tables, jd_max_tables),
     )
 
 
-def _later(one: float | None, other: float | None) -> float | None:
+def later(one: float | None, other: float | None) -> float | None:
+    """The later of two moments, where there are any."""
     return max((jd for jd in (one, other) if jd is not None), default=None)

@@ -163,6 +163,7 @@ class Source:
     packets: list[Packet] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
     batch_size: int = 50
+    n_bytes: int = 1 << 30  # so that it is a task of its own
 
     @property
     def name(self) -> str:
