@@ -24,9 +24,9 @@ def stretches_of_parts(
 ) -> list[tuple[int, list[tuple[int, int]]]]:
     """The hash ranges of each part, with the part's number.
 
-    Ranges hold about ``range_bytes`` of rows each. As rows take less room in a file than in memory, no file of
-    a part grows beyond ``part_bytes``; and since nothing of this depends on how well they compress, every part
-    can be written by itself.
+    Ranges hold about ``range_bytes`` of rows each. As rows take less room in a file than in memory, no file
+    of a part grows beyond ``part_bytes``; and since nothing of this depends on how well they compress, every
+    part can be written by itself.
     """
     count = max(1, part_bytes // range_bytes)
     return list(enumerate(list(ranges[at : at + count]) for at in range(0, len(ranges), count)))

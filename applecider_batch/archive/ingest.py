@@ -1,8 +1,9 @@
 """Ingest: sources become sorted, immutable parts and a new snapshot.
 
-Sources are read once, in batches, a few at a time by every task; their rows are sorted out of core (``spill.py``), the duplicate rule is
-applied (``resolve.py``), the parts are written range by range (``build.py``) and one create-only snapshot
-makes them visible. Nothing in place is changed, and a source that is in the snapshot is not read again.
+Sources are read once, in batches, a few by each task; their rows are sorted out of core (``spill.py``), the
+duplicate rule is applied (``resolve.py``), the parts are written, a hash range each (``build.py``), and one
+create-only snapshot makes them visible. Nothing in place is changed, and a source that is in the snapshot is
+not read again.
 """
 
 from __future__ import annotations
