@@ -47,6 +47,7 @@ def gc(
     parts = {part.part_id: part for snapshot in snapshots for part in snapshot.parts}
     named = {MARKER, *(snapshot_file(number) for number in kept)}
     named |= {f"objects/{snapshot.logical_digest}.parquet" for snapshot in snapshots}
+    named |= {change.file for snapshot in snapshots for change in snapshot.changes if change.file}
     for part in parts.values():
         named |= {part.index_path, *(part.path(name) for name in part.tables)}
     removable = [path for path in store.walk() if path not in named]

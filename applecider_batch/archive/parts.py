@@ -281,11 +281,15 @@ class TableIndex:
 
 
 class PartReader:
-    """Reads the tables of one part by hash range; only the needed row groups and columns are fetched."""
+    """Reads the tables of one part by hash range; only the needed row groups and columns are fetched.
 
-    def __init__(self, store: Store, record: PartRecord) -> None:
+    With ``only`` (uint64, ascending) the part looks as if it held the objects of these hashes alone.
+    """
+
+    def __init__(self, store: Store, record: PartRecord, only: np.ndarray | None = None) -> None:
         self.store = store
         self.record = record
+        self.only = only
         self._footers: dict[str, pq.FileMetaData] = {}
         self._stored: dict[str, dict[str, np.ndarray]] = {}
         self.bytes_read = 0
@@ -322,6 +326,16 @@ class PartReader:
     def index(self, name: str) -> TableIndex | None:
         """The row-group index of a table, None when the part has no such table."""
         return self._tables.get(name)
+
+    def groups(self, name: str, lo: int, hi: int) -> list[int]:
+        """Row groups of a table that can hold a row in [lo, hi)."""
+        index = self._tables[name]
+        found = index.groups(lo, hi)
+        if self.only is None:
+            return found
+        first = np.searchsorted(self.only, index.lo[found], side="left")
+        last = np.searchsorted(self.only, index.hi[found], side="right")
+        return np.asarray(found, np.int64)[first < last].tolist()
 
     def overlaps(self, name: str, lo: int, hi: int) -> bool:
         """Whether the part can have rows of the table in [lo, hi)."""
@@ -370,7 +384,7 @@ class PartReader:
         wanted = list(columns) if columns is not None else schema.names
         if not self.overlaps(name, lo, hi):
             return _select(schema, wanted).empty_table()
-        groups = self._tables[name].groups(lo, hi)
+        groups = self.groups(name, lo, hi)
         if not groups:
             return _select(schema, wanted).empty_table()
         needed = wanted if "hash64" in wanted else ["hash64", *wanted]
@@ -382,6 +396,8 @@ class PartReader:
             table = table.take(pa.array(np.arange(start, stop)))
         else:
             table = table.slice(start, stop - start)
+        if self.only is not None:
+            table = table.filter(pa.array(np.isin(table.column("hash64").to_numpy(), self.only)))
         return _select_table(table, wanted, _select(schema, wanted))
 
     def read_groups(

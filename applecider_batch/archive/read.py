@@ -60,12 +60,20 @@ class Archive:
     >>> shard = archive.read_shard(0, 1 << 54)                # doctest: +SKIP
     """
 
-    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+    def __init__(self, store: Store, snapshot: Snapshot, hashes: np.ndarray | None = None) -> None:
         self.store = store
         self.snapshot = snapshot
+        self._hashes = hashes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Archive, (self.store, self.snapshot))
+        return (Archive, (self.store, self.snapshot, self._hashes))
+
+    def only(self, hashes: np.ndarray) -> Archive:
+        """The archive as if it held the objects of these hash64 alone (uint64, ascending).
+
+        Only row groups that can hold one of them are read.
+        """
+        return Archive(self.store, self.snapshot, hashes)
 
     @classmethod
     def open(
@@ -89,7 +97,7 @@ class Archive:
     @cached_property
     def parts(self) -> list[PartReader]:
         """The parts of the snapshot."""
-        return [PartReader(self.store, record) for record in self.snapshot.parts]
+        return [PartReader(self.store, record, self._hashes) for record in self.snapshot.parts]
 
     def object_names(self, lo: int, hi: int) -> list[str]:
         """objectIds with hash64 in [lo, hi) that have an alert or a point, sorted by (hash64, objectId)."""
@@ -270,7 +278,7 @@ def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[
     """Rows of the wanted candids: first the keys, then the row groups that have one of them."""
     index = part.index("stamps")
     assert index is not None
-    groups = index.groups(lo, hi)
+    groups = part.groups("stamps", lo, hi)
     if not groups:
         return []
     keys = part.read_groups("stamps", groups, ["hash64", "candid"])

@@ -5,6 +5,7 @@ The output tree::
     ARCHIVE/archive.json                 format marker, written once
     ARCHIVE/snapshots/00000001.json      create-only: parts, sources, counts, logical digest, parent
     ARCHIVE/parts/<part_id>/…            immutable files (see ``parts.py``)
+    ARCHIVE/changes/<digest>.parquet     objects that an ingest touched (see ``changes.py``)
     ARCHIVE/objects/<digest>.parquet     derived, may be deleted at any time
 
 A snapshot is the only thing that makes a part visible, and it is written last with a create-only write, so a
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from applecider_batch.digest import MultisetDigest, json_digest
@@ -160,6 +161,25 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What an ingest touched (see ``changes.py``): the archive's digest and end afterwards, and the objects.
+
+    ``jd_latest`` is the date from which the last of the touched rows is seen; ``file`` is null without rows.
+    """
+
+    logical_digest: str
+    jd_max: float | None
+    file: str | None
+    objects: int
+    bytes: int
+    jd_latest: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A state of the archive.
 
@@ -175,6 +195,8 @@ class Snapshot:
         Over the distinct (candid, packet digest) ever accepted, winners and duplicates with other content.
     counts : dict
         Over all ingests: packets_in, stored, duplicates, quarantined, photometry_rows, spectra_rows ….
+    changes : tuple of Change
+        What every ingest so far touched, oldest first.
     jd_max : float or None
         Latest alert (d, JD UTC); where there are no alerts, latest point of a light-curve table.
     """
@@ -188,6 +210,7 @@ class Snapshot:
     packets_digest: MultisetDigest = field(default_factory=MultisetDigest)
     jd_max_alerts: float | None = None
     jd_max_tables: float | None = None
+    changes: tuple[Change, ...] = ()
 
     @property
     def jd_max(self) -> float | None:
@@ -220,6 +243,7 @@ class Snapshot:
             "counts": self.counts,
             "sources": [source.to_json() for source in self.sources],
             "parts": [part.to_json() for part in self.parts],
+            "changes": [change.to_json() for change in self.changes],
         }
 
     @classmethod
@@ -235,6 +259,7 @@ class Snapshot:
             packets_digest=MultisetDigest.from_hex(value["packets_digest"]),
             jd_max_alerts=value["jd_max_alerts"],
             jd_max_tables=value["jd_max_tables"],
+            changes=tuple(Change(**change) for change in value.get("changes", ())),
         )
 
 

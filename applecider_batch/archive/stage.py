@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from applecider_batch.archive.build import IngestAssembler, Written, stretches_of_parts, write_part
+from applecider_batch.archive.changes import with_change
 from applecider_batch.archive.resolve import Resolution
 from applecider_batch.archive.snapshot import (
     ArchiveError,
@@ -151,7 +152,9 @@ def commit(store: Store, names: dict[str, str], make: Callable[[Snapshot], Snaps
                     hint="Nothing is lost; run the same command again.",
                 )
         try:
-            return commit_snapshot(store, parent, new)
+            return commit_snapshot(
+                store, parent, with_change(store, parent, new) if new.kind == "ingest" else new
+            )
         except SnapshotMoved:
             continue
     raise SnapshotMoved(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.archive.changes import read_change
 from applecider_batch.archive.parts import SORT_KEYS, PartReader
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.resolve import pair_digest, pairs_of
@@ -53,7 +54,8 @@ def verify(
     """Check an archive against its snapshot.
 
     Every file's size and digest, row counts, row-group indices, sort order, hash64, one packet per candid,
-    the sums of the sources' counts and the logical digest, recomputed from the rows. With ``deep`` also
+    the sums of the sources' counts, the records of what changed, and the logical digest, recomputed from the
+    rows. With ``deep`` also
     that every stamp has the pixels of its shape and an alert, and that the photometry is de-duplicated.
 
     Returns
@@ -75,6 +77,11 @@ def verify(
         if deep:
             _check_stamps_have_alerts(archive, found)
     _check_counts(archive.snapshot, found)
+    for change in archive.snapshot.changes:
+        try:
+            read_change(archive.store, change)
+        except ArchiveError as error:
+            found.problems.append(error.message)
     return {
         "ok": not found.problems,
         "problems": found.problems,

@@ -6,6 +6,8 @@ because the reference is of objects in scope.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.catalog.columns import SHORT_NAMES, equals, float32, floats
-from applecider_batch.catalog.summary import by_days, horizon_label
+from applecider_batch.catalog.summary import FULL, by_days, horizon_label
 from applecider_batch.inference.anomaly import ITEM_SCORES, row_scores
 from applecider_batch.inference.anomaly_reference import FLAG_LEVELS, SCORES
 from applecider_batch.inference.answers import RowAnswers
@@ -81,6 +83,14 @@ def contradictions(table: pa.Table) -> np.ndarray:
     return np.where(known, wrong | ~np.isfinite(flag) | ~np.isfinite(n_ref) | ~in_scope, without)
 
 
+_COUNTED: dict[str, pa.DataType] = {
+    "horizon_days": pa.float64(),
+    "anomaly_pvalue": pa.float32(),
+    "anomaly_n_ref": pa.int32(),
+    "count": pa.int64(),
+}
+
+
 class QValues:
     """q-values of a release, one family a horizon.
 
@@ -92,22 +102,45 @@ class QValues:
     COLUMNS = ("horizon_days", "anomaly_pvalue", "anomaly_n_ref")
 
     def __init__(self) -> None:
-        self._counts: dict[str, dict[float, int]] = {}
-        self._floor: dict[str, float] = {}
+        self._counts: dict[str, Counter[tuple[float, int]]] = {}  # of (p-value, n_ref), by horizon
         self._q: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def update(self, table: pa.Table) -> None:
         """Count the p-values of a table with ``COLUMNS``."""
-        for horizon, chosen in _by_horizon(table):
-            part = table.filter(pa.array(chosen & _testable(table)))
-            if not part.num_rows:
-                continue
-            values, counts = np.unique(part.column("anomaly_pvalue").to_numpy(), return_counts=True)
-            seen = self._counts.setdefault(horizon, {})
-            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-                seen[value] = seen.get(value, 0) + count
-            floor = 1.0 / (1.0 + pc.max(part.column("anomaly_n_ref")).as_py())
-            self._floor[horizon] = min(floor, self._floor.get(horizon, 1.0))
+        for horizon, counts in _tests(table):
+            self._counts.setdefault(horizon, Counter()).update(counts)
+
+    def remove(self, table: pa.Table) -> None:
+        """Take the p-values of a table that was counted out again."""
+        for horizon, counts in _tests(table):
+            self._counts[horizon].subtract(counts)
+
+    def to_table(self) -> pa.Table:
+        """The counts, as columns ``horizon_days``, ``anomaly_pvalue``, ``anomaly_n_ref``, ``count``."""
+        rows = [
+            (None if horizon == FULL else float(horizon), p, n_ref, count)
+            for horizon, counts in sorted(self._counts.items(), key=by_days)
+            for (p, n_ref), count in sorted(counts.items())
+            if count
+        ]
+        columns = zip(*rows, strict=True) if rows else ([],) * len(_COUNTED)
+        return pa.table(
+            {name: pa.array(list(c), _COUNTED[name]) for name, c in zip(_COUNTED, columns, strict=True)}
+        )
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> QValues:
+        """The inverse of :meth:`to_table`."""
+        made = cls()
+        for days, p, n_ref, count in zip(*(table.column(name).to_pylist() for name in _COUNTED), strict=True):
+            made._counts.setdefault(horizon_label(days), Counter())[(p, n_ref)] = count
+        return made
+
+    def ladder(self) -> pa.Table:
+        """The q-value (``_q``) of every combination of ``COLUMNS`` that was counted; after :meth:`finish`."""
+        table = self.to_table().drop_columns(["count"])
+        asked = table.append_column("anomaly_qvalue", pa.nulls(table.num_rows, pa.float32()))
+        return self.annotate(asked).rename_columns([*self.COLUMNS, "_q"])
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Compute the q-values; returns by horizon what they rest on.
@@ -119,15 +152,20 @@ class QValues:
             ``expected_at_floor`` rows, ``smallest_q`` (null: no q below 1, so the horizon has none).
         """
         out = {}
-        for horizon, seen in self._counts.items():
-            p = np.array(sorted(seen))
+        for horizon, counts in self._counts.items():
+            seen: Counter[float] = Counter()
+            for (value, _), times in counts.items():
+                seen[value] += times
+            p = np.array(sorted(value for value, times in seen.items() if times))
+            if not len(p):
+                continue
             count = np.array([seen[value] for value in p.tolist()])
             tests = int(count.sum())
             q = np.minimum.accumulate((tests * p / np.cumsum(count))[::-1])[::-1]
             q = np.minimum(q, 1.0)
             if q[0] < 1.0:
                 self._q[horizon] = p, q
-            floor = self._floor[horizon]
+            floor = 1.0 / (1.0 + max(n_ref for (_, n_ref), times in counts.items() if times))
             out[horizon] = {
                 "tests": tests,
                 "floor": floor,
@@ -155,6 +193,18 @@ def _testable(table: pa.Table) -> np.ndarray:
     """Rows with a p-value that could reach the first flag's level."""
     n_ref = pc.fill_null(table.column("anomaly_n_ref"), 0).to_numpy()
     return np.asarray(n_ref + 1 >= 1.0 / FLAG_LEVELS[0])
+
+
+def _tests(table: pa.Table) -> Iterator[tuple[str, dict[tuple[float, int], int]]]:
+    """How often each (p-value, n_ref) stands in the testable rows, by horizon."""
+    for horizon, chosen in _by_horizon(table):
+        part = table.filter(pa.array(chosen & _testable(table)))
+        if part.num_rows:
+            grouped = part.group_by(["anomaly_pvalue", "anomaly_n_ref"]).aggregate([([], "count_all")])
+            p, n_ref, count = (
+                grouped.column(name).to_pylist() for name in (*QValues.COLUMNS[1:], "count_all")
+            )
+            yield horizon, dict(zip(zip(p, n_ref, strict=True), count, strict=True))
 
 
 def _by_horizon(table: pa.Table) -> list[tuple[str, np.ndarray]]:

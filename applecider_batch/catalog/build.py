@@ -130,6 +130,8 @@ def build_catalog(
         "quarantined_shards": run.quarantined,
         "degraded_shards": sorted(i for i, record in run.commits.items() if record.get("degraded")),
         "content_sha256": content.hexdigest(),
+        "content_rows": content.state,
+        "as_of_jd": content.end,
         "anomaly_tests": tested,
         "siblings": siblings.describe(),
         "crossmatch": None if matcher is None else matcher.describe(),

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from applecider_batch.catalog.layers import cut_at, hashes_of
 from applecider_batch.catalog.store import iter_rows, open_catalog, whole_objects
 from applecider_batch.errors import UsageError
 from applecider_batch.schema import load_table
@@ -162,26 +162,13 @@ def _aligned(
     """Tables of both sides that cover the same stretch of hashes."""
     left, right = next(old, None), next(new, None)
     while left is not None or right is not None:
-        ends = [_hashes(t)[-1] for t in (left, right) if t is not None]
+        ends = [hashes_of(t)[-1] for t in (left, right) if t is not None]
         bound = min(ends)
-        one, left = _cut(left, bound)
-        other, right = _cut(right, bound)
+        one, left = cut_at(left, bound)
+        other, right = cut_at(right, bound)
         yield one, other
         left = next(old, None) if left is None else left
         right = next(new, None) if right is None else right
-
-
-def _hashes(table: pa.Table) -> np.ndarray:
-    values: np.ndarray = table.column("hash64").to_numpy()
-    return values
-
-
-def _cut(table: pa.Table | None, bound: np.uint64) -> tuple[pa.Table | None, pa.Table | None]:
-    """Rows up to a hash, and the rest; None for no rows."""
-    if table is None:
-        return None, None
-    at = int(np.searchsorted(_hashes(table), bound, side="right"))
-    return (table.slice(0, at) if at else None), (table.slice(at) if at < table.num_rows else None)
 
 
 def _compare(

@@ -48,6 +48,20 @@ class Funnel:
         self._own = [preset.name for preset in own_presets(own_cuts or {})]
         self._cuts: dict[str, Counter[str]] = {name: Counter() for name in (*packaged(), *self._own)}
 
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Any], own_cuts: Mapping[str, Any] | None = None) -> Funnel:
+        """The inverse of :meth:`as_dict`."""
+        made = cls(own_cuts)
+        made._years = {year: Counter(values) for year, values in counts["funnel_by_year"].items()}
+        made._cuts = {name: Counter(values) for name, values in counts["cuts"].items()}
+        return made
+
+    def remove(self, other: Funnel) -> None:
+        """Take out what another funnel counts."""
+        for mine, theirs in ((self._years, other._years), (self._cuts, other._cuts)):
+            for name, counter in theirs.items():
+                mine[name].subtract(counter)
+
     def update(self, episodes: pa.Table) -> None:
         """Count the last rows of episodes."""
         passed = _passed(episodes)
@@ -77,7 +91,9 @@ class Funnel:
         """``funnel_by_year`` and ``cuts`` of ``catalog.json``."""
         return {
             "funnel_by_year": {
-                year: {step: counter[step] for step in STEPS} for year, counter in sorted(self._years.items())
+                year: {step: counter[step] for step in STEPS}
+                for year, counter in sorted(self._years.items())
+                if counter["episodes"]
             },
             "cuts": {
                 name: {verdict: counter[verdict] for verdict in VERDICTS}

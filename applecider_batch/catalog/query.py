@@ -7,11 +7,13 @@ are scanned lazily: only the columns and row groups that a query needs are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
+from applecider_batch.catalog.layers import scan_merged
 from applecider_batch.catalog.store import open_catalog
 from applecider_batch.catalog.table_files import check_ending, write_table
 from applecider_batch.errors import UserError
@@ -48,11 +50,11 @@ def query_catalog(
     if out is not None:
         check_ending(out)
     store, info = open_catalog(url, storage_options)
-    tables = {
-        name: [part["file"] for part in parts]
-        for name, parts in {"catalogue": info["parts"], **info["side_tables"]}.items()
-    }
-    frames = {name: _scan(store, files) for name, files in tables.items()}
+    tables = {"catalogue": info["parts"], **info["side_tables"]}
+    if info.get("deltas"):
+        frames = {name: scan_merged(store, info, name, partial(_scan, store)) for name in tables}
+    else:
+        frames = {name: _scan(store, [part["file"] for part in parts]) for name, parts in tables.items()}
     try:
         with pl.SQLContext(frames) as context:
             frame = context.execute(sql, eager=True)

@@ -20,7 +20,8 @@ import polars as pl
 import pyarrow as pa
 
 from applecider_batch.catalog.rows import ROW_KEY, SHORT_NAMES
-from applecider_batch.catalog.store import iter_part, open_catalog
+from applecider_batch.catalog.layers import iter_merged
+from applecider_batch.catalog.store import BATCH_ROWS, iter_part, open_catalog
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
 
@@ -99,5 +100,8 @@ def read_side_table(url: str, name: str, *, storage_options: Mapping[str, Any] |
             hint="embeddings and light_curves are written by classify --side, crossmatches by "
             "catalog build --known.",
         )
-    tables = [table for part in there[name] for table in iter_part(store, part)]
+    if info.get("deltas"):
+        tables = list(iter_merged(store, info, name, batch_rows=BATCH_ROWS))
+    else:
+        tables = [table for part in there[name] for table in iter_part(store, part)]
     return pl.DataFrame(pl.from_arrow(pa.concat_tables([load_table(name).empty(), *tables])))

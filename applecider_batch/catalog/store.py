@@ -5,6 +5,9 @@
     CATALOG/catalog.json                      counts, parts with their sha256, content_sha256; written last
     CATALOG/rows/part-00000.<build>.parquet   rows in the order of (hash64, objectId, episode, horizon_days)
     CATALOG/embeddings, light_curves, crossmatches/part-…    side tables, where there are any
+    CATALOG/releases/00002.json               every release since the first update (see ``release.py``)
+    CATALOG/index/…                           what an update looks up instead of reading all rows
+    CATALOG/runs/<run_id>/                    run folders of updates
     CATALOG/run.json                          times of the run (sessions, seconds by step), where it kept them
 
 Readers trust only the parts that ``catalog.json`` names.
@@ -12,6 +15,7 @@ Readers trust only the parts that ``catalog.json`` names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +28,10 @@ from applecider_batch.errors import UserError
 from applecider_batch.storage import Store
 
 CATALOG_FILE = "catalog.json"
+RELEASES = "releases"
+INDEX = "index"
+RUNS = "runs"
+_NAMED = re.compile(r"^(.+)@(\d+)$")
 RUN_FILE = "run.json"
 FORMAT = "applecider-batch catalogue"
 FORMAT_VERSION = 1
@@ -31,27 +39,42 @@ BATCH_ROWS = 65_536
 
 
 def open_catalog(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, dict[str, Any]]:
-    """The folder of a catalogue and its ``catalog.json``.
+    """The folder of a catalogue and its ``catalog.json``, or of ``URL@N`` that of release N.
 
     Raises
     ------
     UserError
         If the folder is no catalogue, or one of another format version.
     """
-    store = Store(url, storage_options)
+    named = _NAMED.match(url)
+    store = Store(named[1] if named else url, storage_options)
     try:
         info: dict[str, Any] = store.read_json(CATALOG_FILE)
     except FileNotFoundError:
         raise UserError(
-            f"'{url}' is not a catalogue: it has no {CATALOG_FILE}.",
+            f"'{store.url}' is not a catalogue: it has no {CATALOG_FILE}.",
             hint="Make one with `applecider-batch catalog build RUN --out URL`.",
         ) from None
+    if named and int(named[2]) != info.get("release", 1):
+        try:
+            info = store.read_json(release_file(int(named[2])))
+        except FileNotFoundError:
+            raise UserError(
+                f"The catalogue '{store.url}' has no release {int(named[2])}; the newest is "
+                f"{info.get('release', 1)}.",
+                hint=f"See what is there with: applecider-batch catalog releases {store.url}",
+            ) from None
     if info.get("format") != FORMAT or info.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"'{url}' is a {info.get('format')!r} of version {info.get('format_version')!r}; "
             f"this program reads {FORMAT!r} of version {FORMAT_VERSION}."
         )
     return store, info
+
+
+def release_file(number: int) -> str:
+    """Relative path of the document of a release."""
+    return f"{RELEASES}/{number:05d}.json"
 
 
 def iter_part(
@@ -98,6 +121,11 @@ def iter_rows(
     hashes: np.ndarray | None = None,
 ) -> Iterator[pa.Table]:
     """All rows of a catalogue in row order, table by table (``hashes`` as in :func:`iter_part`)."""
+    if info.get("deltas"):
+        from applecider_batch.catalog.layers import iter_merged
+
+        yield from iter_merged(store, info, columns=columns, batch_rows=batch_rows, hashes=hashes)
+        return
     for part in info["parts"]:
         yield from iter_part(store, part, columns, batch_rows=batch_rows, hashes=hashes)
 

@@ -75,6 +75,32 @@ class Summary:
         self._known.update(_counts(episodes.column("known_status")))
         self._funnel.update(episodes)
 
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Any], own_cuts: Mapping[str, Any] | None = None) -> Summary:
+        """The inverse of :meth:`as_dict`, to go on from."""
+        made = cls(own_cuts)
+        made.rows, made.objects, made.episodes = (counts[name] for name in ("rows", "objects", "episodes"))
+        made.rows_in_error = counts["rows_in_error"]
+        made._without_position, made._simulated = counts["rows_without_position"], counts["simulated_rows"]
+        made._untrained = 0 if counts["trained"] else counts["rows"]  # all rows are of one model set
+        made._by_horizon = {horizon: Counter(values) for horizon, values in counts["classes"].items()}
+        made._gates, made._errors = Counter(counts["gates"]), Counter(counts["errors"])
+        made._modalities, made._known = Counter(counts["modality_masks"]), Counter(counts["known_status"])
+        made._funnel = Funnel.from_dict(counts, own_cuts)
+        return made
+
+    def remove(self, other: Summary) -> None:
+        """Take out what another summary counts."""
+        for name in ("rows", "objects", "episodes", "rows_in_error"):
+            setattr(self, name, getattr(self, name) - getattr(other, name))
+        for name in ("_without_position", "_untrained", "_simulated"):
+            setattr(self, name, getattr(self, name) - getattr(other, name))
+        for name in ("_gates", "_modalities", "_errors", "_known"):
+            getattr(self, name).subtract(getattr(other, name))
+        for horizon, counter in other._by_horizon.items():
+            self._by_horizon[horizon].subtract(counter)
+        self._funnel.remove(other._funnel)
+
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain JSON values."""
         return {
@@ -89,10 +115,11 @@ class Summary:
             "classes": {
                 horizon: {name: counter[name] for name in (*CLASSES, "rows")}
                 for horizon, counter in sorted(self._by_horizon.items(), key=by_days)
+                if counter["rows"]
             },
-            "modality_masks": dict(sorted(self._modalities.items())),
-            "errors": dict(sorted(self._errors.items())),
-            "known_status": dict(sorted(self._known.items())),
+            "modality_masks": dict(sorted((+self._modalities).items())),
+            "errors": dict(sorted((+self._errors).items())),
+            "known_status": dict(sorted((+self._known).items())),
             **self._funnel.as_dict(),
         }
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.catalog.anomaly import contradictions
+from applecider_batch.catalog.anomaly import QValues, contradictions
 from applecider_batch.catalog.columns import SHORT_NAMES, floats
 from applecider_batch.catalog.content import ContentDigest
+from applecider_batch.catalog.layers import all_files, layers
 from applecider_batch.catalog.run_folder import first_disorder
 from applecider_batch.catalog.siblings import Siblings
 from applecider_batch.catalog.store import iter_rows, open_catalog, whole_objects
@@ -35,7 +36,7 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     horizon_days); exactly one row for every horizon of an episode, one row alone for an object without t0;
     probabilities that sum to 1, fused = mean over the modalities in the mask, masks that match the columns;
     class_top1 only in scope and equal to the largest probability; no probabilities on failed rows; anomaly
-    flags that follow from their p-values; sibling groups; the counts of ``catalog.json``;
+    flags and q-values that follow from their p-values; sibling groups; the counts of ``catalog.json``;
     ``content_sha256``.
 
     Returns
@@ -53,6 +54,7 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     problems = _Problems()
     _check_files(store, info, problems)
     summary, content, siblings = Summary(info["identity"].get("cuts")), ContentDigest(), Siblings()
+    qvalues = QValues()
     horizons = [np.inf if name == FULL else float(name) for name in info["horizons"]]
     last_row: pa.Table | None = None
     schema = load_table("catalogue")
@@ -78,8 +80,10 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
         summary.update(table)
         content.update(table)
         siblings.update(table)
+        qvalues.update(table)
     else:  # every table has the schema's columns
         _check_siblings(store, info, siblings, problems)
+        _check_qvalues(store, info, qvalues, problems)
     _check_counts(info, summary, problems)
     if content.hexdigest() != info["content_sha256"]:
         problems.add(
@@ -111,6 +115,20 @@ def _check_siblings(store: Store, info: Mapping[str, Any], siblings: Siblings, p
         )
 
 
+def _check_qvalues(store: Store, info: Mapping[str, Any], qvalues: QValues, problems: _Problems) -> None:
+    if qvalues.finish() != info["anomaly_tests"]:
+        problems.add("tests", "The numbers of anomaly tests are not those of catalog.json.")
+    keys = ("hash64", "objectId", "episode", "horizon_days")
+    for table in iter_rows(store, info, list(dict.fromkeys((*keys, *QValues.COLUMNS, "anomaly_qvalue")))):
+        said, is_so = (floats(t, "anomaly_qvalue") for t in (table, qvalues.annotate(table)))
+        problems.rows(
+            "qvalues",
+            table,
+            ~((said == is_so) | (np.isnan(said) & np.isnan(is_so))),
+            lambda where: f"anomaly_qvalue does not follow from the p-values: {where}.",
+        )
+
+
 class _Problems:
     """Sentences, at most three of each kind."""
 
@@ -133,7 +151,7 @@ class _Problems:
 
 
 def _check_files(store: Store, info: Mapping[str, Any], problems: _Problems) -> None:
-    for part in (*info["parts"], *(p for parts in info["side_tables"].values() for p in parts)):
+    for part in all_files(info):
         digest, size = hashlib.sha256(), 0
         try:
             with store.fs.open(store.path(part["file"]), "rb") as file:
@@ -253,5 +271,6 @@ def _check_counts(info: Mapping[str, Any], summary: Summary, problems: _Problems
             problems.add(
                 f"count {name}", f"catalog.json says {name} = {info.get(name)}, the rows say {value}."
             )
-    if sum(part["rows"] for part in info["parts"]) != summary.rows:
+    stored = sum(part["rows"] for layer in layers(info) for part in layer["parts"])
+    if stored - sum(delta["rows_superseded"] for delta in info.get("deltas", ())) != summary.rows:
         problems.add("rows", "The rows of the parts do not add up to those read.")

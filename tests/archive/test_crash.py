@@ -99,9 +99,9 @@ def test_ingest_killed(tmp_path: Path, undisturbed: Path, moment: str, count: in
 
 
 def _calls_to_commit(undisturbed: Path) -> int:
-    """Files of the second ingest's parts and its snapshot: the commit is the last call."""
+    """Files of the second ingest's parts, of its changes and its snapshot: the commit is the last call."""
     snapshot = load_snapshot(Store(undisturbed))
-    return sum(len(part.tables) + 1 for part in snapshot.parts[1:]) + 1
+    return sum(len(part.tables) + 1 for part in snapshot.parts[1:]) + 2
 
 
 @pytest.mark.parametrize(("moment", "committed"), [("before", False), ("after", True)])

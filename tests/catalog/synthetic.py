@@ -18,6 +18,7 @@ from applecider_batch.digest import hash64_one
 from applecider_batch.inference.calibration import Calibration
 
 HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
+END = 2460500.5
 GATE_OF = ("in_scope", "in_scope", "in_scope", "variable_star", "moving", "artefact", "too_few_detections")
 IDENTITY: dict[str, Any] = {
     "run_id": "0123abcd",
@@ -74,7 +75,7 @@ def make_prepared(
                 "hash64": hash64_one(name), "objectId": name, "ra": ra, "dec": dec,
                 "galactic_b": 30.0, "episode": 1 if has_t0 else 0, "t0": t0,
                 "jd_first": t0, "jd_last": t0 and t0 + (80.0 if full else horizon),
-                "as_of_jd": t0 and t0 + (100.0 if full else horizon), "horizon_days": horizon,
+                "as_of_jd": END if full else t0 and t0 + horizon, "horizon_days": horizon,
                 "horizon_complete": True if has_t0 else None, "gate": None if failed else gate,
                 "prob_in_scope": float(gate == "in_scope"),
                 "gate_reason": f"rule {gate}" if has_t0 else "no t0",
