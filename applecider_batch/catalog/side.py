@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from applecider_batch.catalog.rows import ROW_KEY, SHORT_NAMES
 from applecider_batch.catalog.layers import iter_merged
+from applecider_batch.catalog.rows import ROW_KEY, SHORT_NAMES
 from applecider_batch.catalog.store import BATCH_ROWS, iter_part, open_catalog
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
