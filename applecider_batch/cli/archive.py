@@ -37,6 +37,7 @@ def simulate(
     objects: Annotated[int, typer.Option(min=1, help="Number of objects.")] = 200,
     nights: Annotated[int, typer.Option(min=1, help="Number of nights.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal bytes.")] = 0,
+    rare: Annotated[int, typer.Option(min=0, help="Rare events of no class, beside the others.")] = 0,
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
 ) -> None:
@@ -47,9 +48,14 @@ def simulate(
     from applecider_batch.logs import Progress
     from applecider_batch.simulate import simulate as run
 
-    with Progress("simulate", unit="objects", total=objects, enabled=not quiet) as progress:
+    with Progress("simulate", unit="objects", total=objects + rare, enabled=not quiet) as progress:
         result = run(
-            folder, n_objects=objects, n_nights=nights, seed=seed, progress=lambda *_: progress.update()
+            folder,
+            n_objects=objects,
+            n_nights=nights,
+            seed=seed,
+            n_rare=rare,
+            progress=lambda *_: progress.update(),
         )
     answer(
         result,

@@ -270,6 +270,10 @@ def spectra(
     classes: Annotated[
         ClassSet, typer.Option("--classes", help="Outputs; ten are summed to five when used.")
     ] = ClassSet.ten,
+    start: Annotated[
+        str | None,
+        typer.Option("--start", metavar="SET", help="Begin with the weights of this set's network in use."),
+    ] = None,
 ) -> None:
     """Train a SpectraNet or ResNet-1D: focal loss, class-balanced weights, blanked edges, unknown redshifts.
 
@@ -284,6 +288,7 @@ def spectra(
         given.request(),
         network=network.value,
         class_set=classes.value,
+        start=start,
     )
     given.answer(result)
 

@@ -157,7 +157,8 @@ def field_visits(
 ) -> Visits:
     """Exposures of one field over history and season."""
     rows: list[tuple[float, int, int, float, float, float, float]] = []
-    phase = int(rng.integers(0, 2))
+    cadence = 2 if rng.random() < 0.65 else 3
+    phase = int(rng.integers(0, cadence))
     middle = (season.start_jd + season.end_jd) / 2.0
     sun_ra = (280.46 + 0.9856474 * (middle - 2451545.0)) % 360.0
     hour = ((field.ra - sun_ra - 180.0 + 180.0) % 360.0 - 180.0) / 15.0
@@ -165,7 +166,7 @@ def field_visits(
     best = 8.0 / 24.0 + np.clip(hour, -4.0, 4.0) / 24.0
     for k, nid in enumerate(range(season.history_nid, season.last_nid + 1)):
         first = k == season.last_nid - season.history_nid + 1 - season.n_nights
-        if not opened[k] or not (first or (nid + phase) % 2 == 0 or rng.random() < 0.12):
+        if not opened[k] or not (first or (nid + phase) % cadence == 0 or rng.random() < 0.12):
             continue
         start = best + rng.normal(0.0, 0.8) / 24.0
         order = [1, 2] if rng.random() < 0.5 else [2, 1]

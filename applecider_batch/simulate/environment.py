@@ -88,7 +88,7 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
                 source.host_offset_arcsec * np.sin(bearing),
             )
             compact = source.core_mag is not None and source.core_mag[2] < source.host_mag[2] - 0.3
-            value = rng.beta(4.0, 1.5) if compact else rng.beta(0.6, 9.0)
+            value = rng.beta(5.0, 0.5) if compact else rng.beta(0.6, 9.0)
             if light[2] > 21.3:
                 value = 0.5 + rng.normal(0.0, 0.15)
             parts_e.append(np.array([east_h]))
@@ -97,6 +97,18 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
             parts_s.append(np.clip(np.array([value]), 0.0, 1.0))
             parts_h.append(np.array([True]))
             total += 1
+            # Catalogues split a large galaxy into its nucleus and its knots.
+            knots = 0 if compact else int(rng.poisson(1.3 if light[2] < 19.5 else 0.3))
+            if knots:
+                spread = source.host_radius_arcsec * rng.gamma(2.0, 0.6, knots) + 0.8
+                turn = rng.uniform(0.0, 2.0 * np.pi, knots)
+                parts_e.append(east_h + spread * np.cos(turn))
+                parts_n.append(north_h + spread * np.sin(turn))
+                fainter = rng.uniform(2.0, 4.5, knots)
+                parts_m.append(np.array([_four(light)]) + fainter[:, None])
+                parts_s.append(rng.beta(0.8, 1.2, knots))
+                parts_h.append(np.zeros(knots, bool))
+                total += knots
     if source.star_mag is not None and source.star_mag[2] < 22.4:
         parts_e.append(rng.normal(0.0, 0.22, 1))
         parts_n.append(rng.normal(0.0, 0.22, 1))
@@ -116,7 +128,7 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
     mag, score = np.concatenate(parts_m)[order], np.concatenate(parts_s)[order]
     host = np.concatenate(parts_h)[order].astype(np.bool_)
     in_reference = np.flatnonzero(mag[:, 1] < 23.1)
-    gaia = np.flatnonzero((mag[:, 1] < 20.6) & (~host | (mag[:, 1] < 18.5)))
+    gaia = np.flatnonzero((mag[:, 1] < 20.6) & (~host | (score > 0.5) | (mag[:, 1] < 15.5)))
     near, near_mag = MISSING, MISSING
     if len(gaia):
         near, near_mag = float(distance[gaia[0]]), float(mag[gaia[0], 1] + 0.02)

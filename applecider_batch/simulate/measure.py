@@ -99,7 +99,7 @@ def _quality(source: Source, snr: FloatArray, rng: np.random.Generator) -> Colum
     """Real/bogus scores, shape and bad pixels: good for real sources, poor for artefacts."""
     n = len(snr)
     if source.artefact is None:
-        rb = rng.beta(6.5, 1.25, n) - 0.1 * np.exp(-(snr - 5.0) / 4.0)
+        rb = rng.beta(9.0, 1.4, n) - 0.1 * np.exp(-(snr - 5.0) / 4.0)
         drb = 1.0 - np.minimum(10 ** rng.normal(-4.3, 1.3, n) * (1 + 6 * np.exp(-(snr - 5) / 3.0)), 1.0) * 0.6
         worse = rng.random(n) < 0.02
         drb = np.where(worse, rng.uniform(0.1, 0.95, n), drb)
@@ -172,7 +172,9 @@ def detection_columns(
     if nearest >= 0:
         distance = np.hypot(environment.east[nearest] - d_east, environment.north[nearest] - d_north)
         mag = environment.mag[nearest, v.fid[index] - 1]
-        extended = bool(environment.is_host[nearest])
+        extended = bool(environment.is_host[nearest] and environment.score[nearest] < 0.5)
+        if extended:  # a PSF's magnitude misses what lies outside of it
+            mag = mag + 1.2
         ranr = environment.ra + environment.east[nearest] / 3600.0 / np.cos(np.radians(environment.dec))
         decnr = environment.dec + environment.north[nearest] / 3600.0
     else:  # the catalogue of the reference image always holds some faint peak nearby
@@ -207,14 +209,13 @@ def detection_columns(
             3,
         ).tolist(),
         chinr=np.round(
-            np.exp(rng.normal(0.5 if extended else -0.35, 0.65 if extended else 0.45, n)), 3
+            np.exp(rng.normal(1.2 if extended else -0.25, 0.75 if extended else 0.5, n)), 3
         ).tolist(),
         sharpnr=np.round(
-            rng.normal(0.22 if extended else -0.02, 0.12 if extended else 0.025, n)
-            - 0.3 * faint * rng.random(n),
+            rng.normal(0.33 if extended else 0.0, 0.2 if extended else 0.03, n) - 0.3 * faint * rng.random(n),
             3,
         ).tolist(),
-        sky=rng.standard_t(2.5, n).tolist(),
+        sky=(0.4 * rng.standard_t(2.5, n)).tolist(),
         fwhm=fwhm.tolist(),
         mindtoedge=np.minimum.reduce([xpos, ypos, CHANNEL_X - xpos, CHANNEL_Y - ypos]).tolist(),
         seeratio=np.clip(rng.lognormal(0.1, 0.26, n), 0.45, 2.0).tolist(),
@@ -244,17 +245,26 @@ def candidate_columns(
     ndet, ncov, first = seen.counts()
     snr = np.abs(seen.flux_dn[index]) / seen.sigma_dn[index]
     columns = dict(shared)
+    # Distances are from where this packet saw the object, not from where it is.
+    d_east = (np.array(shared["ra"]) - environment.ra) * 3600.0 * np.cos(np.radians(environment.dec))
+    d_north = (np.array(shared["dec"]) - environment.dec) * 3600.0
+    near_gaia = environment.neargaia
+    if near_gaia != MISSING:
+        near_gaia = np.hypot(near_gaia + d_east, d_north)
+    apart = np.hypot(environment.east[:, None] - d_east, environment.north[:, None] - d_north)
+    nearest = np.argsort(apart, axis=0, kind="stable")
+    limits = np.array([22.6, 22.4, 22.1, 21.6])  # PS1 has no magnitude below its limit
     for j in (1, 2, 3):
-        have = len(environment.distance) >= j
-        k = j - 1
-        mags = environment.mag[k] if have else np.full(4, MISSING)
-        lost = mags > np.array([22.6, 22.4, 22.1, 21.6])  # PS1 has no magnitude below its limit
-        mags = np.where(lost, MISSING, mags)
-        for band, value in zip("griz", mags, strict=True):
-            columns[f"s{band}mag{j}"] = [float(np.round(value, 4))] * n
-        columns[f"sgscore{j}"] = [float(environment.score[k]) if have else MISSING] * n
-        columns[f"distpsnr{j}"] = [float(environment.distance[k]) if have else MISSING] * n
-        columns[f"objectidps{j}"] = [int(environment.ps1_id[k]) if have else None] * n
+        if len(nearest) >= j:
+            k = nearest[j - 1]
+            mags = np.where(environment.mag[k] > limits, MISSING, np.round(environment.mag[k], 4))
+            score, ids = environment.score[k].tolist(), environment.ps1_id[k].tolist()
+            distance = apart[k, np.arange(n)].tolist()
+        else:
+            mags, score, ids, distance = np.full((n, 4), MISSING), [MISSING] * n, [None] * n, [MISSING] * n
+        for band, values in zip("griz", mags.T, strict=True):
+            columns[f"s{band}mag{j}"] = values.tolist()
+        columns[f"sgscore{j}"], columns[f"objectidps{j}"], columns[f"distpsnr{j}"] = score, ids, distance
     dsn = snr * rng.lognormal(-0.1, 0.25, n)
     ssn = dsn * rng.lognormal(0.58, 0.15, n)
     fixed = np.random.default_rng([int(v.field.number), seen.rcid, 7])
@@ -282,7 +292,7 @@ def candidate_columns(
         zpmed=zpmed,
         clrmed=np.clip(rng.normal(0.62, 0.11, n), 0.4, 1.3).tolist(),
         clrrms=np.clip(rng.normal(0.24, 0.06, n), 0.12, 0.36).tolist(),
-        neargaia=[environment.neargaia] * n,
+        neargaia=np.broadcast_to(near_gaia, n).tolist(),
         maggaia=[environment.maggaia] * n,
         neargaiabright=[environment.neargaiabright] * n,
         maggaiabright=[environment.maggaiabright] * n,

@@ -125,7 +125,7 @@ def observe(
     forced_sigma = sigma * FORCED_NOISE
     forced = true_dn + forced_sigma * rng.normal(size=n)
     years_before = visits.jd[0] - SURVEY_START_JD
-    earlier = int(years_before * rng.uniform(0.35, 1.1))
+    earlier = int(years_before * rng.uniform(0.2, 1.7))
     detections = int(rng.binomial(earlier, source.past_detection_rate)) if source.past_detection_rate else 0
     first = float(np.round(SURVEY_START_JD + rng.exponential(120.0), 7)) if detections else None
     return Observations(

@@ -157,7 +157,8 @@ class Catalogues:
         lines = [
             "# Simulated survey", "", NOTE, "",
             "Made by `applecider-batch simulate DIR --objects "
-            f"{parameters['n_objects']} --nights {parameters['n_nights']} --seed {parameters['seed']}`.", "",
+            f"{parameters['n_objects']} --nights {parameters['n_nights']} --seed {parameters['seed']} "
+            f"--rare {parameters['n_rare']}`.", "",
             "Packets follow ZTF's alert format (schema 3.3, from "
             f"{summary['schema_402_from']} on 4.02); `rbversion` and `drbversion` are `simulated`.",
             "`truth.parquet` holds what each object is; `known_transients.csv` leaves some of the transients "

@@ -103,6 +103,23 @@ def make_plan(n_objects: int, fields: list[Field], rng: np.random.Generator) -> 
     return slots
 
 
+def rare_slots(n_rare: int, n_objects: int, fields: list[Field], rng: np.random.Generator) -> list[Slot]:
+    """Places of rare events beside the `n_objects` others, which do not change by them."""
+    return [
+        Slot(
+            index=n_objects + k,
+            kind=transients.RARE,
+            object_id=object_name(n_objects + k, 18 + k % 6),
+            field=int(rng.integers(0, len(fields))),
+            rcid=int(rng.integers(0, 64)),
+            xpos=rng.uniform(60.0, CHANNEL_X - 60.0),
+            ypos=rng.uniform(60.0, CHANNEL_Y - 60.0),
+            tblid=9000 + k,
+        )
+        for k in range(n_rare)
+    ]
+
+
 def make_source(kind: str, visits: Visits, season: Season, rng: np.random.Generator) -> Source:
     """An object of any kind but asteroids."""
     start, end = season.start_jd, season.end_jd
@@ -122,5 +139,8 @@ def make_source(kind: str, visits: Visits, season: Season, rng: np.random.Genera
         "SN IIn": lambda: transients.sn_iin(rng, t_peak),
         "SN IIb": lambda: transients.sn_iib(rng, t_peak),
         "TDE": lambda: transients.tde(rng, t_peak),
+        transients.RARE: lambda: transients.fast_blue(
+            rng, start + (end - start) * float(rng.uniform(0.1, 0.8))
+        ),
     }
     return makers[kind]()

@@ -78,11 +78,17 @@ def modulus_of_redshift(redshift: float) -> float:
     return float(np.interp(redshift, _Z_GRID[1:], _MODULUS[1:]))
 
 
-def euclidean_mag(rng: np.random.Generator, bright: float, faint: float) -> float:
-    """Draw an apparent peak magnitude from N(<m) proportional to 10^(0.6 m), the counts of a uniform
-    volume."""
-    low, high = 10.0 ** (0.6 * (bright - faint)), 1.0
-    return float(faint + np.log10(rng.uniform(low, high)) / 0.6)
+COUNT_SLOPE = 0.5
+
+
+def peak_mag(rng: np.random.Generator, bright: float, faint: float) -> float:
+    """Draw an apparent peak magnitude from N(<m) proportional to 10^(0.5 m).
+
+    A uniform volume has 0.6; the real classified sample is flatter, because bright events are classified
+    more completely (docs/simulation.md).
+    """
+    low, high = 10.0 ** (COUNT_SLOPE * (bright - faint)), 1.0
+    return float(faint + np.log10(rng.uniform(low, high)) / COUNT_SLOPE)
 
 
 def black_body_mag(temperature: float, redshift: float) -> dict[int, float]:

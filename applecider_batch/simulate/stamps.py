@@ -24,6 +24,7 @@ HALF = SIZE // 2
 BETA = 3.0
 PIXEL_NOISE = 0.5  # pixel noise of a stamp against the white noise that the stated limit would need
 TEMPLATE_SEEING = 1.9
+TEMPLATE_NOISE = 0.19  # of a template against its science image, in the median
 APERTURES = (7.0, 9.0)  # radii in pixels of magap and magapbig
 MAX_NEIGHBOURS = 5
 
@@ -146,7 +147,8 @@ def render(
     noise = rng.standard_normal((n, SIZE, SIZE), dtype=np.float32)
     photon = np.maximum(scene + target, 0.0) / np.float32(GAIN)
     noise *= np.sqrt(pixel_sigma**2 + photon)
-    template_noise = rng.standard_normal((n, SIZE, SIZE), dtype=np.float32) * (pixel_sigma * np.float32(0.3))
+    depth = (TEMPLATE_NOISE * rng.lognormal(0.0, 0.35)) * pixel_sigma
+    template_noise = rng.standard_normal((n, SIZE, SIZE), dtype=np.float32) * depth
     sky = (visits.sky[index] * rng.normal(1.0, 0.02, n)).astype(np.float32)[:, None, None]
     ref_sky = (
         np.array([{1: 110.0, 2: 210.0, 3: 340.0}[int(f)] for f in fid]) + rng.normal(0.0, 4.0, n)

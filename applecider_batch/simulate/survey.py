@@ -37,16 +37,17 @@ from applecider_batch.simulate.objects import SimulatedObject
 from applecider_batch.simulate.observe import observe
 from applecider_batch.simulate.outputs import SIMULATION_FILE, Catalogues
 from applecider_batch.simulate.packets import NightTar
-from applecider_batch.simulate.plan import Slot, make_plan, make_source
+from applecider_batch.simulate.plan import Slot, make_plan, make_source, rare_slots
 
 MAX_NIGHTS = 400
 MAX_ATTEMPTS = 40
+MAX_RARE = 900
 
 
 class Survey:
     """A planned survey: fields, nights and slots; objects are made when asked for."""
 
-    def __init__(self, n_objects: int, n_nights: int, seed: int) -> None:
+    def __init__(self, n_objects: int, n_nights: int, seed: int, n_rare: int = 0) -> None:
         self.seed = seed
         self.season = make_season(n_nights)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
@@ -54,6 +55,8 @@ class Survey:
         self.fields = choose_fields(self.season, int(np.clip(n_objects // 40, 4, 60)), rng)
         self.visits = [field_visits(f, self.season, self.opened, cloud, rng) for f in self.fields]
         self.slots = make_plan(n_objects, self.fields, rng)
+        rare = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
+        self.slots += rare_slots(n_rare, n_objects, self.fields, rare)
         self._first_asteroid = next((s.index for s in self.slots if s.kind == "asteroid"), 0)
 
     def observe(self, slot: Slot) -> SimulatedObject:
@@ -89,6 +92,7 @@ def simulate(
     n_objects: int = 200,
     n_nights: int = 60,
     seed: int = 0,
+    n_rare: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a simulated survey to `out_dir` (layout in the module's docstring).
@@ -104,6 +108,8 @@ def simulate(
         UTC nights of the season, 1 to 400; schema 4.02 begins in the middle.
     seed : int
         Equal arguments give equal bytes.
+    n_rare : int
+        Rare events (fast blue transients) beside the others, 0 to 900; no list of known transients has them.
     progress : callable, optional
         Called with (objects done, objects in all).
 
@@ -119,15 +125,18 @@ def simulate(
     UserError
         `out_dir` holds something else.
     """
-    if not 1 <= n_objects <= 26**4:
-        raise UsageError(f"--objects is {n_objects}; allowed are 1 to {26**4}.")
+    most = 26**4 - MAX_RARE
+    if not 1 <= n_objects <= most:
+        raise UsageError(f"--objects is {n_objects}; allowed are 1 to {most}.")
     if not 1 <= n_nights <= MAX_NIGHTS:
         raise UsageError(f"--nights is {n_nights}; allowed are 1 to {MAX_NIGHTS}.")
+    if not 0 <= n_rare <= MAX_RARE:
+        raise UsageError(f"--rare is {n_rare}; allowed are 0 to {MAX_RARE}.")
     if seed < 0:
         raise UsageError(f"--seed is {seed}; allowed are 0 and above.")
     out = Path(out_dir)
     alerts_dir = _prepare(out)
-    survey = Survey(n_objects, n_nights, seed)
+    survey = Survey(n_objects, n_nights, seed, n_rare)
     season = survey.season
     nights = range(season.first_nid, season.last_nid + 1)
     tars = {nid: NightTar(alerts_dir / f"ztf_public_{night_date(nid)}.tar.gz") for nid in nights}
@@ -138,11 +147,12 @@ def simulate(
             tars[nid].add(name, data)
         catalogues.add(made)
         if progress is not None:
-            progress(done, n_objects)
+            progress(done, len(survey.slots))
     for tar in tars.values():
         tar.close()
     summary = catalogues.write(
-        out, parameters={"n_objects": n_objects, "n_nights": n_nights, "seed": seed}, season=season,
+        out, season=season,
+        parameters={"n_objects": n_objects, "n_nights": n_nights, "seed": seed, "n_rare": n_rare},
         packets_per_night={tar.path.name: tar.packets for tar in tars.values()},
     )  # fmt: skip
     paths = [str(tar.path) for tar in tars.values()]

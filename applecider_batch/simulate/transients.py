@@ -10,13 +10,14 @@ from applecider_batch.simulate.source import (
     Source,
     band_array,
     black_body_mag,
-    euclidean_mag,
+    peak_mag,
     redshift_of_modulus,
     ujy,
 )
 
-# Fainter ones are rarely recognised: the real classified sample has its median peak near 18.4 mag.
-FAINTEST_PEAK = 19.5
+RARE = "fast blue transient"
+# Fainter ones are rarely recognised: the real classified sample has its median peak near 18.3 mag.
+FAINTEST_PEAK = 19.1
 
 # Mean SN Ia in g, r, i: mag below the g maximum against rest-frame days since that maximum, read off the
 # templates of Hsiao et al. 2007 (doi:10.1086/518232) at 3 per cent; the i band has its second maximum.
@@ -75,9 +76,11 @@ def _host(source: Source, rng: np.random.Generator, modulus: float, nuclear: boo
     source.host_radius_arcsec = float(np.clip(radius_kpc / kpc_per_arcsec, 0.4, 12.0))
     source.host_sersic = float(rng.choice([1.0, 1.0, 1.5, 2.5, 4.0]))
     if nuclear:
-        source.host_offset_arcsec = float(abs(rng.normal(0.0, 0.12)))
+        source.host_offset_arcsec = float(rng.rayleigh(0.09))
     else:  # light-weighted: an exponential disc's radius is Gamma(2) distributed
-        source.host_offset_arcsec = float(min(rng.gamma(2.0, 0.55) * source.host_radius_arcsec, 25.0))
+        source.host_offset_arcsec = float(
+            min(rng.gamma(2.0, 0.45) * min(source.host_radius_arcsec, 5.0), 20.0)
+        )
 
 
 def _finish(
@@ -97,12 +100,17 @@ def _reddening(rng: np.random.Generator) -> dict[int, float]:
     return {1: 3.5 * ebv, 2: 2.5 * ebv, 3: 1.9 * ebv}
 
 
+def _cooled(phase: FloatArray, fid: IntArray, redder: float, days: float) -> FloatArray:
+    """How much fainter g has become, as the photosphere cools after maximum, mag (n,)."""
+    return np.asarray(np.where(fid == 1, redder * (1.0 - np.exp(-np.clip(phase, 0.0, 400.0) / days)), 0.0))
+
+
 def sn_ia(rng: np.random.Generator, t_peak: float) -> Source:
     """SN Ia with stretch and colour (Guy et al. 2007, doi:10.1051/0004-6361:20066930)."""
     stretch = float(np.clip(rng.normal(0.98, 0.09), 0.7, 1.25))
     color = float(rng.normal(0.0, 0.06) + rng.exponential(0.04))
     abs_mag = -19.25 - 1.4 * (stretch - 1.0) + 2.5 * color + rng.normal(0.0, 0.12)
-    mag = euclidean_mag(rng, 15.0, FAINTEST_PEAK)
+    mag = peak_mag(rng, 15.0, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     shift = {1: 0.0, 2: -1.0 * color - 0.4 * redshift, 3: -1.6 * color}
 
@@ -119,10 +127,11 @@ def sn_ia(rng: np.random.Generator, t_peak: float) -> Source:
 
 def _bazin_source(
     kind: str, class5: str, rng: np.random.Generator, t_peak: float, *, abs_mean: float, abs_sigma: float,
-    rise: tuple[float, float], fall: tuple[float, float], color: tuple[float, float], bump: float = 0.0,
+    rise: tuple[float, float], fall: tuple[float, float], color: tuple[float, float], reddens: float,
+    bump: float = 0.0,
 ) -> Source:  # fmt: skip
     abs_mag = float(rng.normal(abs_mean, abs_sigma))
-    mag = euclidean_mag(rng, 15.5, FAINTEST_PEAK)
+    mag = peak_mag(rng, 15.5, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     tau_rise = float(rng.uniform(*rise))
     tau_fall = float(max(rng.lognormal(np.log(fall[0]), fall[1]), 2.5 * tau_rise))
@@ -132,6 +141,7 @@ def _bazin_source(
     shift = {1: gr + dust[1] - dust[2], 2: 0.0, 3: -0.25 * gr + dust[3] - dust[2]}
     onset = 4.5 * tau_rise
     cooling = float(rng.uniform(0.5, 1.0)) * bump
+    redder = float(rng.uniform(0.5, 1.5)) * reddens
 
     def flux(jd: FloatArray, fid: IntArray) -> FloatArray:
         phase = (jd - t_peak) / (1.0 + redshift)
@@ -141,7 +151,7 @@ def _bazin_source(
             blue = np.choose(fid - 1, [1.3, 1.0, 0.7])
             main = main + cooling * blue * np.where(age > 0, np.exp(-np.clip(age, 0, 99) / 2.5), 0.0)
         main = np.where(phase < -onset, 0.0, main)
-        return np.asarray(ujy(mag + band_array(shift, fid)) * main)
+        return np.asarray(ujy(mag + band_array(shift, fid) + _cooled(phase, fid, redder, 12.0)) * main)
 
     return _finish(kind, class5, rng, t_peak, onset, abs_mag, flux, redshift, mag)
 
@@ -158,7 +168,8 @@ def sn_ibc(kind: str, rng: np.random.Generator, t_peak: float) -> Source:
         abs_sigma=0.8,
         rise=(3.2, 5.5),
         fall=(26.0, 0.25),
-        color=(0.45, 0.15),
+        color=(0.4, 0.15),
+        reddens=0.45,
     )
 
 
@@ -174,7 +185,8 @@ def sn_iib(rng: np.random.Generator, t_peak: float) -> Source:
         abs_sigma=0.6,
         rise=(3.5, 5.5),
         fall=(27.0, 0.2),
-        color=(0.4, 0.15),
+        color=(0.35, 0.15),
+        reddens=0.45,
         bump=0.7,
     )
 
@@ -191,6 +203,7 @@ def sn_iin(rng: np.random.Generator, t_peak: float) -> Source:
         rise=(4.0, 13.0),
         fall=(65.0, 0.45),
         color=(0.1, 0.15),
+        reddens=0.25,
     )
 
 
@@ -198,25 +211,26 @@ def sn_iip(rng: np.random.Generator, t_peak: float) -> Source:
     """SN IIP: fast rise, plateau and fall (Villar et al. 2019; plateau lengths of Anderson et al. 2014,
     doi:10.1088/0004-637X/786/1/67)."""
     abs_mag = float(rng.normal(-16.9, 0.8))
-    mag = euclidean_mag(rng, 15.5, FAINTEST_PEAK)
+    mag = peak_mag(rng, 15.5, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     rise = float(rng.uniform(1.2, 3.0))
     plateau = float(np.clip(rng.normal(88.0, 15.0), 45.0, 130.0))
     fall = float(rng.uniform(7.0, 16.0))
     lost = {
-        1: float(rng.uniform(0.55, 0.8)),
+        1: float(rng.uniform(0.3, 0.6)),
         2: float(rng.uniform(0.1, 0.4)),
         3: float(rng.uniform(0.0, 0.25)),
     }
     slope = {k: v / plateau for k, v in lost.items()}
-    gr = float(rng.normal(0.0, 0.12))
+    gr, redder = float(rng.normal(0.0, 0.12)), float(rng.uniform(0.35, 0.85))
     dust = _reddening(rng)
     shift = {1: gr + dust[1] - dust[2], 2: 0.0, 3: 0.1 + dust[3] - dust[2]}
 
     def flux(jd: FloatArray, fid: IntArray) -> FloatArray:
         phase = (jd - t_peak) / (1.0 + redshift)
         value = villar(phase, rise, band_array(slope, fid), plateau, fall)
-        return np.asarray(ujy(mag + band_array(shift, fid)) * np.where(phase < -8.0 * rise, 0.0, value))
+        color = band_array(shift, fid) + _cooled(phase, fid, redder, 20.0)
+        return np.asarray(ujy(mag + color) * np.where(phase < -8.0 * rise, 0.0, value))
 
     return _finish("SN IIP", "SN II", rng, t_peak, 8.0 * rise, abs_mag, flux, redshift, mag)
 
@@ -227,7 +241,7 @@ def tde(rng: np.random.Generator, t_peak: float) -> Source:
     van Velzen et al. 2021 (doi:10.3847/1538-4357/abc258) eqs. 1-2 with p near -5/3, at log T = 4.32 +- 0.13.
     """
     abs_mag = float(rng.normal(-19.3, 0.7))
-    mag = euclidean_mag(rng, 16.0, 19.7)
+    mag = peak_mag(rng, 16.0, 19.7)
     redshift = redshift_of_modulus(mag - abs_mag)
     sigma = float(rng.lognormal(np.log(13.0), 0.35))
     t0 = float(rng.lognormal(np.log(45.0), 0.4))
@@ -244,3 +258,25 @@ def tde(rng: np.random.Generator, t_peak: float) -> Source:
         return np.asarray(ujy(mag + band_array(shift, fid)) * rise * fall)
 
     return _finish("TDE", "TDE", rng, t_peak, 3.0 * sigma, abs_mag, flux, redshift, mag, nuclear=True)
+
+
+def fast_blue(rng: np.random.Generator, t_peak: float) -> Source:
+    """Fast blue optical transient, rare and of no class: up in three days, down by a magnitude in five.
+
+    As AT 2018cow (Perley et al. 2019, doi:10.1093/mnras/sty3420): hot for weeks, a power law after maximum.
+    """
+    abs_mag = float(rng.normal(-20.0, 0.6))
+    mag = peak_mag(rng, 16.5, 18.5)
+    redshift = redshift_of_modulus(mag - abs_mag)
+    rise = float(rng.uniform(1.0, 1.8))
+    shift = black_body_mag(float(rng.uniform(18000.0, 28000.0)), redshift)
+
+    def flux(jd: FloatArray, fid: IntArray) -> FloatArray:
+        phase = (jd - t_peak) / (1.0 + redshift)
+        up = np.exp(-0.5 * (np.minimum(phase, 0.0) / rise) ** 2)
+        down = (1.0 + np.maximum(phase, 0.0) / 4.0) ** -1.4
+        return np.asarray(ujy(mag + band_array(shift, fid)) * np.where(phase < -4.0 * rise, 0.0, up * down))
+
+    source = _finish(RARE, "SN I", rng, t_peak, 4.0 * rise, abs_mag, flux, redshift, mag)
+    source.class5 = None
+    return source

@@ -65,20 +65,18 @@ def _damped_walk(rng: np.random.Generator, times: FloatArray, tau: float, sigma:
 
 def agn(rng: np.random.Generator, start_jd: float, end_jd: float) -> Source:
     """Active nucleus as a damped random walk with the amplitudes of MacLeod et al. 2010
-    (doi:10.1088/0004-637X/721/2/1014); a third of them flare."""
-    mean_r = float(rng.uniform(16.8, 19.6))
+    (doi:10.1088/0004-637X/721/2/1014); a fifth of them flare."""
+    mean_r = float(rng.uniform(17.2, 20.4))
     redshift = float(np.clip(rng.lognormal(np.log(0.35), 0.8), 0.01, 2.5))
     tau = float(rng.lognormal(np.log(220.0), 0.5)) * (1.0 + redshift)
-    sigma = float(np.clip(rng.lognormal(np.log(0.22), 0.35), 0.12, 0.6))
+    sigma = float(np.clip(rng.lognormal(np.log(0.16), 0.4), 0.06, 0.6))
     gr = float(rng.normal(0.2, 0.1))
     mean = {1: mean_r + gr, 2: mean_r, 3: mean_r - 0.15}
     # The reference image is years older: the walk has wandered off since.
     offset = float(rng.normal(0.0, sigma))
-    if abs(offset) < 0.5 * sigma:
-        offset = float(np.copysign(0.9 * sigma, offset))
     grid = np.arange(start_jd - HISTORY_NIGHTS - 40.0, end_jd + 40.0, 1.0)
     walk = _damped_walk(rng, grid, tau, sigma)
-    flare = float(rng.uniform(0.4, 1.1)) if rng.random() < 0.35 else 0.0
+    flare = float(rng.uniform(0.4, 1.1)) if rng.random() < 0.2 else 0.0
     flare_t = float(rng.uniform(start_jd - 30.0, end_jd))
     flare_w = float(rng.uniform(12.0, 50.0))
 
@@ -91,13 +89,13 @@ def agn(rng: np.random.Generator, start_jd: float, end_jd: float) -> Source:
 
     source = Source(
         kind="AGN", class5="AGN", gate="in_scope", flux=flux, redshift=redshift, core_mag=mean,
-        past_detection_rate=float(rng.uniform(0.1, 0.6)),
+        past_detection_rate=0.5 * float(rng.random()) ** 2,
     )  # fmt: skip
     host_r = max(mean_r + float(rng.normal(0.6, 0.6)), modulus_of_redshift(redshift) - 23.0)
     source.host_mag = {1: host_r + 0.8, 2: host_r, 3: host_r - 0.4}
     source.host_radius_arcsec = float(np.clip(0.35 / redshift, 0.4, 6.0))
     source.host_sersic = float(rng.choice([1.0, 2.5, 4.0]))
-    source.host_offset_arcsec = float(abs(rng.normal(0.0, 0.05)))
+    source.host_offset_arcsec = float(rng.rayleigh(0.06))
     return source
 
 

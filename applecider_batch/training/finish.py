@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow.compute as pc
@@ -47,6 +47,7 @@ def finish(
     data: Mapping[str, Any],
     asked: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    known: Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put trained weights into a model set and write ``training.json``.
@@ -66,6 +67,8 @@ def finish(
         Options.
     metrics : mapping
         Measures of the kept epoch.
+    known : iterable of str
+        Objects that trained the weights that this training began with.
     storage_options : mapping, optional
         Of the model set.
 
@@ -97,7 +100,7 @@ def finish(
         profile,
         default=None,
         replace=True,
-        training_ids=training_ids(store),
+        training_ids=[*training_ids(store), *known],
     )
     summary = {
         "network": name,

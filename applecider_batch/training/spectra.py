@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.models import build_network
+from applecider_batch.models.model_set import ModelSet, NetworkEntry
 from applecider_batch.models.resnet1d import ResNet1d
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import count_parts
@@ -223,10 +224,17 @@ def _binned(network: ResNet1d, flux: np.ndarray) -> np.ndarray:
     return torch.cat(pieces).numpy()
 
 
-def fit_spectra(data: SpectraSet, store: Store, preset: SpectraPreset, *, progress: bool = False) -> Trained:
-    """Train on spectra that are split."""
+def fit_spectra(
+    data: SpectraSet,
+    store: Store,
+    preset: SpectraPreset,
+    *,
+    start: NetworkEntry | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train on spectra that are split, from the weights of another network if one is given."""
     config = {**preset.config, "n_classes": len(data.classes)}
-    identity = {
+    identity: dict[str, Any] = {
         "config": config,
         "network": preset.network,
         "preset": {k: v for k, v in asdict(preset).items() if k not in ("config", "options", "network")},
@@ -234,12 +242,34 @@ def fit_spectra(data: SpectraSet, store: Store, preset: SpectraPreset, *, progre
     }
     torch.manual_seed(preset.options.seed)
     network = build_network(preset.profile, preset.network, **config)
+    if start is not None:
+        _check_start(start, preset, config, data.classes)
+        network.load_state_dict(start.state_dict())
+        identity["start"] = start.card.weights_sha256
     task = SpectraTask(data, preset, network)
     return train(network, task, preset.options, store, identity=identity, progress=progress)
 
 
+def _check_start(
+    start: NetworkEntry, preset: SpectraPreset, config: Mapping[str, Any], classes: tuple[str, ...]
+) -> None:
+    """Raise UserError unless a network can go on from these weights."""
+    card = start.card
+    if (card.network, dict(card.config), card.class_order) != (preset.network, dict(config), classes):
+        raise UserError(
+            f"The training cannot start from '{card.name}' of '{start.store.url}', a {card.network} with "
+            f"{dict(card.config)} and the classes {', '.join(card.class_order)}; asked for is a "
+            f"{preset.network} with {dict(config)} and {', '.join(classes)}.",
+            hint="Ask for the same --network, --preset and --classes.",
+        )
+
+
 def train_spectra(
-    request: TrainingRequest, *, network: str = "spectranet", class_set: str = "ten"
+    request: TrainingRequest,
+    *,
+    network: str = "spectranet",
+    class_set: str = "ten",
+    start: str | None = None,
 ) -> dict[str, Any]:
     """Train a network of spectra and put it into a model set.
 
@@ -249,6 +279,9 @@ def train_spectra(
     network : {"spectranet", "resnet1d"}
     class_set : {"ten", "five"}
         Classes of the network's outputs; ten are summed to five when it is used.
+    start : str, optional
+        Model set whose network of spectra in use gives the first weights; what trained it counts as what
+        trains this one.
 
     Returns
     -------
@@ -267,7 +300,10 @@ def train_spectra(
     chosen = replace(chosen, options=request.options(chosen.options))
     store, (opened, table) = Store(request.out), request.open(class_set)
     data = load_spectra(opened, table, get_profile(PROFILE)).split(request.split)
-    trained = fit_spectra(data, store, chosen, progress=request.progress)
+    first = None if start is None else ModelSet.load(start, check_weights=False).defaults.get("spectra")
+    if start is not None and first is None:
+        raise UserError(f"The model set '{start}' has no network of spectra to start from.")
+    trained = fit_spectra(data, store, chosen, start=first, progress=request.progress)
     return finish_spectra(
         store,
         request.models,
@@ -278,7 +314,12 @@ def train_spectra(
         table,
         request.split,
         name=request.name,
-        asked={"preset": request.preset, "class_set": class_set},
+        asked={
+            "preset": request.preset,
+            "class_set": class_set,
+            "start": first and first.card.weights_sha256,
+        },
+        known=(first.training_ids() if first else None) or (),
     )
 
 
@@ -294,6 +335,7 @@ def finish_spectra(
     *,
     name: str | None = None,
     asked: Mapping[str, Any] | None = None,
+    known: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Put a trained network of spectra into a model set; see `finish.finish`."""
     digest = write_split(store, spectra_split_table(data))
@@ -319,6 +361,7 @@ def finish_spectra(
         ),
         asked={**(asked or {}), **asdict(preset.options)},
         metrics=trained.best,
+        known=known,
     )
 
 

@@ -21,8 +21,8 @@ from applecider_batch.simulate.cadence import (
 )
 from applecider_batch.simulate.source import (
     black_body_mag,
-    euclidean_mag,
     modulus_of_redshift,
+    peak_mag,
     redshift_of_modulus,
 )
 from applecider_batch.simulate.spectra import make_spectrum
@@ -170,8 +170,19 @@ def test_cosmology_and_counts() -> None:
         assert modulus_of_redshift(z) == pytest.approx(float(model.distmod(z).value), abs=0.005)
         assert redshift_of_modulus(modulus_of_redshift(z)) == pytest.approx(z, rel=1e-3)
     rng = np.random.default_rng(0)
-    mags = np.array([euclidean_mag(rng, 15.0, 20.0) for _ in range(4000)])
-    assert (mags < 19.0).mean() == pytest.approx(10**-0.6, abs=0.02)
+    mags = np.array([peak_mag(rng, 15.0, 20.0) for _ in range(4000)])
+    assert (mags < 19.0).mean() == pytest.approx(10**-0.5, abs=0.02)
+
+
+def test_fast_blue_transients_are_fast_and_blue() -> None:
+    source = transients.fast_blue(np.random.default_rng(1), PEAK)
+    r, g = (-2.5 * np.log10(np.maximum(source.flux(JD, band), 1e-9)) for band in (R, G))
+    peak = int(r.argmin())
+    days = JD - JD[peak]
+    assert r[days == 8.0][0] - r[peak] > 1.0
+    assert r[days == -6.0][0] - r[peak] > 2.0
+    assert np.median((g - r)[(days > -1) & (days < 30)]) < 0.0
+    assert source.class5 is None
 
 
 def test_black_body_is_bluer_when_hotter() -> None:

@@ -15,6 +15,7 @@ from applecider_batch import taxonomy
 from applecider_batch.errors import UsageError, UserError
 from applecider_batch.simulate import simulate
 from applecider_batch.simulate.plan import MIX, allocate, object_name
+from applecider_batch.simulate.transients import RARE
 
 
 def tree_digest(folder: Path) -> dict[str, str]:
@@ -89,6 +90,20 @@ def test_known_list_leaves_some_out(small: Any) -> None:
     transients = {t["objectId"] for t in small.truth if t["class"] and t["n_alerts_positive"]}
     assert known < transients
     assert all(row["type_raw"] in MIX and 0 <= float(row["ra"]) < 360 for row in rows)
+
+
+def test_rare_events_are_in_no_list_and_change_nothing_else(tmp_path: Path) -> None:
+    for name, rare in (("without", 0), ("with", 3)):
+        simulate(tmp_path / name, n_objects=6, n_nights=8, seed=2, n_rare=rare)
+    plain, more = (
+        pq.read_table(tmp_path / name / "truth.parquet").to_pylist() for name in ("without", "with")
+    )
+    assert more[:6] == plain
+    assert {row["type"] for row in more[6:]} == {RARE}
+    assert all(row["class"] is None and not row["in_known_list"] for row in more[6:])
+    assert len({row["objectId"] for row in more}) == 9
+    with pytest.raises(UsageError, match="allowed are"):
+        simulate(tmp_path / "x", n_objects=5, n_nights=2, seed=0, n_rare=-1)
 
 
 def test_season_has_both_schemas(small: Any) -> None:

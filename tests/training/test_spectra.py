@@ -15,6 +15,7 @@ import torch
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.read import Archive
 from applecider_batch.cli.main import run
+from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models.model_set import ModelSet
 from applecider_batch.training.labels import label_table
@@ -86,12 +87,12 @@ def test_real_spectra_are_labelled_by_name_and_split_by_object(real: tuple[str, 
 def test_resnet_interrupted_and_resumed_ends_with_the_same_weights(
     real: tuple[str, str, pl.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(name: str) -> dict[str, Any]:
+    def train(name: str, **asked: Any) -> dict[str, Any]:
         out, models = str(tmp_path / name), str(tmp_path / f"{name}-set")
         request = TrainingRequest(
             archive=real[0], labels=real[1], out=out, models=models, preset="compact", epochs=2
         )
-        return train_spectra(request, network="resnet1d")
+        return train_spectra(request, **{"network": "resnet1d", **asked})
 
     undisturbed = train("whole")
     evaluate = SpectraTask.evaluate
@@ -108,6 +109,22 @@ def test_resnet_interrupted_and_resumed_ends_with_the_same_weights(
     assert train("cut")["weights_sha256"] == undisturbed["weights_sha256"]
     entry = ModelSet.load(tmp_path / "cut-set").defaults["spectra"]
     assert entry.card.network == "resnet1d"
+
+    # What goes on from these weights begins where they ended, and counts what trained them.
+    other = pl.read_parquet(real[1])
+    other.filter(pl.int_range(pl.len()) % 3 > 0).write_parquet(tmp_path / "other.parquet")
+    real = (real[0], str(tmp_path / "other.parquet"), real[2])
+    train("on", start=str(tmp_path / "whole-set"))
+    first, later = (
+        json.loads((tmp_path / name / "metrics-train.jsonl").read_text().splitlines()[0])
+        for name in ("whole", "on")
+    )
+    assert later["loss"] < first["loss"] - 0.1
+    ids, known = ModelSet.load(tmp_path / "on-set").training_ids()
+    assert known
+    assert ids > ModelSet.load(tmp_path / "whole-set").training_ids()[0]
+    with pytest.raises(UserError, match="cannot start from 'resnet1d'"):
+        train("off", network="spectranet", start=str(tmp_path / "whole-set"))
     assert entry.build()(torch.zeros(1, 1, 4096)).shape == (1, 10)
 
 
