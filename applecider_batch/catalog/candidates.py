@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from applecider_batch.catalog.candidate_files import write_candidates
+from applecider_batch.catalog.candidate_files import Listed, write_candidates
 from applecider_batch.catalog.columns import equals, floats
 from applecider_batch.catalog.known import KINDS
 from applecider_batch.catalog.neighbours import RADIUS_ARCSEC, neighbour_columns
@@ -28,6 +28,7 @@ from applecider_batch.catalog.read import check_horizon, one_row_per_episode
 from applecider_batch.catalog.store import iter_rows, open_catalog
 from applecider_batch.catalog.summary import horizon_label
 from applecider_batch.catalog.table_files import check_ending
+from applecider_batch.digest import hash64_one
 from applecider_batch.errors import UsageError, UserError
 from applecider_batch.features.quality import describe
 from applecider_batch.inference.anomaly_reference import describe as describe_reason
@@ -123,6 +124,22 @@ def find_candidates(
     return {"out": out, **answer}
 
 
+def evidence_of(
+    catalog_url: str, listed: Sequence[Listed], *, storage_options: Mapping[str, Any] | None = None
+) -> tuple[pa.Table, list[str]]:
+    """The evidence for episodes of a user's own list, in its order, whatever their gate or status.
+
+    Returns
+    -------
+    table : pyarrow.Table
+        Schema ``candidates``; scores are NaN without probabilities.
+    missing : list of str
+        Objects of the list that the catalogue does not have, or not with that episode.
+    """
+    search = Search(catalog_url, FindOptions(include_unchecked=True), storage_options)
+    return search.listed(listed)
+
+
 class Search:
     """One search in a catalogue; ``candidates label`` runs the same with a learned ranking."""
 
@@ -205,6 +222,42 @@ class Search:
             "first": table.select(_SHOWN).slice(0, _SHOWN_ROWS).to_pylist(),
         }
         return table, answer
+
+    def listed(self, listed: Sequence[Listed]) -> tuple[pa.Table, list[str]]:
+        """As :func:`evidence_of`."""
+        hashes = np.unique(np.array([hash64_one(entry.object_id) for entry in listed], np.uint64))
+        objects = pa.array([entry.object_id for entry in listed], pa.string())
+        there: dict[str, dict[int, tuple[int, float]]] = {}
+        for table in iter_rows(self.store, self.info, list(_SCORED), hashes=hashes):
+            rows = one_row_per_episode(table, self.horizon)
+            rows = rows.filter(pc.is_in(rows.column("objectId"), value_set=objects))
+            scores = score_rows(rows).total
+            for (name, episode), position, score in zip(
+                _keys(rows), rows.column("hash64").to_pylist(), scores, strict=True
+            ):
+                there.setdefault(name, {})[episode] = (position, float(score))
+        chosen: dict[Key, tuple[int, float, str | None]] = {}
+        missing = []
+        for entry in listed:
+            episodes = there.get(entry.object_id, {})
+            wanted = sorted(episodes) if entry.episode is None else [entry.episode]
+            if not set(wanted) & set(episodes):
+                which = "" if entry.episode is None else f" (episode {entry.episode})"
+                missing.append(f"{entry.object_id}{which}")
+                continue
+            for episode in wanted:
+                chosen.setdefault((entry.object_id, episode), (*episodes[episode], entry.label))
+        best = pa.table({
+            "hash64": pa.array([position for position, _, _ in chosen.values()], pa.uint64()),
+            "objectId": pa.array([name for name, _ in chosen], pa.string()),
+            "episode": pa.array([episode for _, episode in chosen], pa.int16()),
+            "score": pa.array([score for _, score, _ in chosen.values()], pa.float64()),
+            "prob_interesting": pa.nulls(len(chosen), pa.float64()),
+        })  # fmt: skip
+        table = self._evidence(best)
+        at = table.schema.get_field_index("label")
+        labels = pa.array([label for _, _, label in chosen.values()], pa.string())
+        return table.set_column(at, table.schema.field(at), labels), missing
 
     def _best(
         self, learned: Learned | None, columns: Sequence[str]

@@ -9,10 +9,7 @@ the end of what the list can know), FITS, ECSV and VOTable, from any fsspec URL.
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +17,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from applecider_batch.catalog.table_files import frame_of, read_file
 from applecider_batch.digest import digest128
 from applecider_batch.errors import UsageError, UserError
-from applecider_batch.storage import store_of
 
 KINDS: tuple[str, ...] = ("transient", "minor_planet", "variable_star", "agn")
 
@@ -128,58 +125,18 @@ def read_known(
     UserError
         If the file is missing, cannot be read, or has no position columns.
     """
-    store, name = store_of(url, storage_options)
-    try:
-        data = store.read_bytes(name)
-    except FileNotFoundError:
-        raise UserError(f"The list of known sources '{url}' is not there.") from None
-    try:
-        frame, until = _read_table(_unpacked(data, url), name)
-    except (pl.exceptions.PolarsError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"The list of known sources '{url}' cannot be read: {error}.",
-            hint="Allowed are Parquet, CSV (.gz, .zip), FITS, ECSV and VOTable.",
-        ) from error
-    return _known_list(frame, name, kind, digest128(data), until, url)
+    (frame, until), data = read_file(url, "list of known sources", _with_stamp, storage_options)
+    return _known_list(frame, url.rstrip("/").rpartition("/")[2], kind, digest128(data), until, url)
 
 
-def _unpacked(data: bytes, url: str) -> bytes:
-    if data[:4] == b"PK\x03\x04":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [m for m in archive.namelist() if not m.endswith("/") and "__MACOSX" not in m]
-            if len(members) != 1:
-                raise UserError(f"The zip file '{url}' must hold one table, and holds {len(members)} files.")
-            return archive.read(members[0])
-    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-
-
-def _read_table(data: bytes, name: str) -> tuple[pl.DataFrame, float | None]:
-    if data[:4] == b"PAR1":
-        return pl.read_parquet(data), None
-    if data[:6] == b"SIMPLE" or data[:8] == b"# %ECSV " or b"<VOTABLE" in data[:2000]:
-        from astropy.table import Table
-
-        kind = "fits" if data[:6] == b"SIMPLE" else "votable" if b"<VOTABLE" in data[:2000] else "ascii.ecsv"
-        table = Table.read(io.BytesIO(data), format=kind)
-        columns = [c for c in table.colnames if table[c].ndim == 1]
-        return pl.DataFrame({c: [_plain(v) for v in table[c]] for c in columns}, strict=False), None
+def _with_stamp(data: bytes) -> tuple[pl.DataFrame, float | None]:
+    """The table, and the time that TNS writes before the header of its dump."""
     first, _, rest = data.partition(b"\n")
     stamp = _STAMP.match(first.decode("utf-8-sig", errors="replace").strip())
-    until = None
-    if stamp:
-        day = stamp.group(1)
-        until = _jd(f"{day[:10]}T{stamp.group(2)}" if stamp.group(2) else day.replace(" ", "T"))
-        data = rest
-    frame = pl.read_csv(data, infer_schema=False, truncate_ragged_lines=True, encoding="utf8-lossy")
-    return frame, until
-
-
-def _plain(value: Any) -> Any:
-    if value is np.ma.masked or (isinstance(value, float) and np.isnan(value)):
-        return None
-    value = getattr(value, "value", value)
-    item = value.item() if hasattr(value, "item") else value
-    return item.decode(errors="replace") if isinstance(item, bytes) else item
+    if not stamp:
+        return frame_of(data), None
+    day = stamp.group(1)
+    return frame_of(rest), _jd(f"{day[:10]}T{stamp.group(2)}" if stamp.group(2) else day.replace(" ", "T"))
 
 
 def _jd(text: str) -> float:

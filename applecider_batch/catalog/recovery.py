@@ -22,13 +22,14 @@ _BINS: dict[str, tuple[float, ...]] = {
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share; (0, 1) without trials."""
+    """95 % interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953); (0, 1) without trials."""
     if not trials:
         return 0.0, 1.0
-    share, z2 = successes / trials, _Z**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z / (1 + z2 / trials) * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return max(float(centre - half), 0.0), min(float(centre + half), 1.0)
+    z2 = _Z**2
+    centre = (successes + z2 / 2) / (trials + z2)
+    half = _Z * np.sqrt(successes * (trials - successes) / trials + z2 / 4) / (trials + z2)
+    low, high = max(float(centre - half), 0.0), min(float(centre + half), 1.0)
+    return low if successes else 0.0, high if successes < trials else 1.0
 
 
 def recovery_table(injections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

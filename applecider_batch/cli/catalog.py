@@ -193,12 +193,14 @@ def report(
         typer.Option(
             "--candidates",
             metavar="FILE",
-            help="Show these, of 'candidates find' or 'label': .parquet or .json.",
+            help="Show these: a file of 'candidates find' or 'label', or any list with objectId (CSV, ECSV).",
         ),
     ] = None,
     truth: Annotated[
         str | None,
-        typer.Option("--truth", metavar="FILE", help="Table of objectId and true class: a confusion matrix."),
+        typer.Option(
+            "--truth", metavar="FILE", help="Table of objectId and true class: confusion, reliability."
+        ),
     ] = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,

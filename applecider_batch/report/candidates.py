@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.read import Archive
+from applecider_batch.catalog.latent_neighbours import LatentNeighbour, has_latents, latent_neighbours
 from applecider_batch.catalog.read import one_row_per_episode
-from applecider_batch.catalog.store import iter_rows
+from applecider_batch.catalog.side import CROSSMATCHES
+from applecider_batch.catalog.store import iter_part, iter_rows
 from applecider_batch.errors import UserError
 from applecider_batch.features.points import load_points
 from applecider_batch.report.light_curve import BANDS, ZERO_POINT_UJY, LightCurve
@@ -40,9 +42,17 @@ class Candidate:
         Rank within its class, or in the list of candidates, from 1.
     listed : bool
         Whether the row is one of a list of candidates (schema ``candidates``).
+    siblings : list of str
+        Other objects of its sibling group.
+    crossmatches : list of dict
+        Every listed source within the radius (schema ``crossmatches``).
+    latent_neighbours : dict of str to list of LatentNeighbour
+        By modality.
     curve : LightCurve or None
     stamps : dict of str to str
         ``data:`` URL by stamp name.
+    stamps_of : int or None
+        candid of the packet that they came with.
     spectrum : (wavelength, flux) or None
     """
 
@@ -50,8 +60,12 @@ class Candidate:
     rank: int
     listed: bool = False
     horizons: list[dict[str, Any]] = field(default_factory=list)
+    siblings: list[str] = field(default_factory=list)
+    crossmatches: list[dict[str, Any]] = field(default_factory=list)
+    latent_neighbours: dict[str, list[LatentNeighbour]] = field(default_factory=dict)
     curve: LightCurve | None = None
     stamps: dict[str, str] = field(default_factory=dict)
+    stamps_of: int | None = None
     spectrum: tuple[np.ndarray, np.ndarray] | None = None
 
 
@@ -129,12 +143,72 @@ def _count_cells(counts: dict[int, int], index: pa.ChunkedArray) -> None:
 
 def _add_horizons(store: Store, info: Mapping[str, Any], candidates: Sequence[Candidate]) -> None:
     by_key = {(c.row["objectId"], c.row["episode"]): c for c in candidates}
-    wanted = pa.array(sorted({name for name, _ in by_key}), pa.string())
-    for table in iter_rows(store, info):
-        for row in table.filter(pc.is_in(table.column("objectId"), wanted)).to_pylist():
-            candidate = by_key.get((row["objectId"], row["episode"]))
-            if candidate is not None:
-                candidate.horizons.append(row)
+    for row in _rows_of(candidates, lambda hashes: iter_rows(store, info, hashes=hashes)):
+        candidate = by_key.get((row["objectId"], row["episode"]))
+        if candidate is not None:
+            candidate.horizons.append(row)
+
+
+def _rows_of(
+    candidates: Sequence[Candidate], read: Callable[[np.ndarray], Iterable[pa.Table]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of the candidates' objects in tables that ``read`` gives for their hashes."""
+    wanted = pa.array(sorted({c.row["objectId"] for c in candidates}), pa.string())
+    hashes = np.unique(np.array([c.row["hash64"] for c in candidates], np.uint64))
+    for table in read(hashes):
+        yield from table.filter(pc.is_in(table.column("objectId"), value_set=wanted)).to_pylist()
+
+
+def add_context(
+    store: Store,
+    info: Mapping[str, Any],
+    horizon: str,
+    candidates: Sequence[Candidate],
+    truth: Mapping[str, str] | None,
+) -> None:
+    """Siblings, cross-matches and nearest labelled latents of every candidate.
+
+    Parameters
+    ----------
+    truth : mapping of objectId to class, or None
+        Labels that count before those of the cross-match.
+    """
+    if not candidates:
+        return
+    _add_siblings(store, info, candidates)
+    by_key = {(c.row["objectId"], c.row["episode"]): c for c in candidates}
+
+    def matches(hashes: np.ndarray) -> Iterator[pa.Table]:
+        for part in info["side_tables"].get(CROSSMATCHES, []):
+            yield from iter_part(store, part, hashes=hashes)
+
+    for row in _rows_of(candidates, matches):
+        if (row["objectId"], row["episode"]) in by_key:
+            by_key[row["objectId"], row["episode"]].crossmatches.append(row)
+    if has_latents(info):
+        labels = {**_known_labels(store, info), **(truth or {})}
+        for key, near in latent_neighbours(store, info, horizon, list(by_key), labels).items():
+            by_key[key].latent_neighbours = near
+
+
+def _add_siblings(store: Store, info: Mapping[str, Any], candidates: Sequence[Candidate]) -> None:
+    groups: dict[str, set[str]] = {c.row["sibling_group"]: set() for c in candidates}
+    wanted = pa.array([group for group in groups if group is not None], pa.string())
+    for table in iter_rows(store, info, ["objectId", "sibling_group"]) if len(wanted) else ():
+        for row in table.filter(pc.is_in(table.column("sibling_group"), value_set=wanted)).to_pylist():
+            groups[row["sibling_group"]].add(row["objectId"])
+    for candidate in candidates:
+        candidate.siblings = sorted(groups[candidate.row["sibling_group"]] - {candidate.row["objectId"]})
+
+
+def _known_labels(store: Store, info: Mapping[str, Any]) -> dict[str, str]:
+    """The type (else the status) of every object that the cross-match calls known."""
+    labels = {}
+    for table in iter_rows(store, info, ["objectId", "known_status", "xm_tns_type"]):
+        known = pc.is_in(table.column("known_status"), value_set=pa.array(["known", "late"]))
+        for row in table.filter(known).to_pylist():
+            labels[row["objectId"]] = row["xm_tns_type"] or f"{row['known_status']}, no type"
+    return labels
 
 
 def add_observations(archive: Archive, candidates: Sequence[Candidate]) -> None:
@@ -143,10 +217,7 @@ def add_observations(archive: Archive, candidates: Sequence[Candidate]) -> None:
         position, name = candidate.row["hash64"], candidate.row["objectId"]
         photometry = archive.read_photometry(position, position + 1)
         candidate.curve = light_curve_of(photometry, name)
-        if candidate.row["candid_image"] is not None:
-            stamps = archive.read_stamps(position, position + 1, [candidate.row["candid_image"]])
-            if stamps.num_rows:
-                candidate.stamps = _stamp_images(stamps.slice(0, 1).to_pylist()[0])
+        _add_stamps(archive, candidate)
         if candidate.row["spec_id"] is not None:
             spectra = archive.read_spectra(position, position + 1)
             mine = spectra.filter(pc.equal(spectra.column("spec_id"), candidate.row["spec_id"]))
@@ -155,6 +226,18 @@ def add_observations(archive: Archive, candidates: Sequence[Candidate]) -> None:
                     np.asarray(mine.column(c)[0].as_py(), float) for c in ("wavelength", "flux")
                 )
                 candidate.spectrum = (wavelength, flux)
+
+
+def _add_stamps(archive: Archive, candidate: Candidate) -> None:
+    """Those the image network saw; where none did, those of the last packet, else of the first."""
+    row = candidate.row
+    packets = [row[name] for name in ("candid_image", "candid_last", "candid_first") if row[name] is not None]
+    if packets:
+        stamps = archive.read_stamps(row["hash64"], row["hash64"] + 1, packets)
+        by_candid = {found["candid"]: found for found in stamps.to_pylist()}
+        candid = next((candid for candid in packets if candid in by_candid), None)
+        if candid is not None:
+            candidate.stamps, candidate.stamps_of = _stamp_images(by_candid[candid]), candid
 
 
 def light_curve_of(photometry: pa.Table, name: str) -> LightCurve | None:

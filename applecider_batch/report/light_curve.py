@@ -43,7 +43,9 @@ class LightCurve:
         return len(self.jd)
 
 
-def light_curve_svg(curve: LightCurve, t0: float, horizons: Sequence[float], title: str) -> str:
+def light_curve_svg(
+    curve: LightCurve, t0: float, horizons: Sequence[float], title: str, zero: str = "t0"
+) -> str:
     """Inline SVG of a light curve.
 
     Parameters
@@ -55,6 +57,8 @@ def light_curve_svg(curve: LightCurve, t0: float, horizons: Sequence[float], tit
         Days at which a dotted line stands.
     title : str
         Read by screen readers.
+    zero : str
+        What day 0 is.
     """
     after = max([*horizons, 30.0]) + 10.0
     days, limit_days = curve.jd - t0, curve.limit_jd - t0
@@ -63,7 +67,7 @@ def light_curve_svg(curve: LightCurve, t0: float, horizons: Sequence[float], tit
     all_days = np.concatenate([days[shown], limit_days[shown_limits], [0.0]])
     x_range = (float(min(all_days.min(), -3.0)) - 1.0, float(max(all_days.max() * 1.03, min(after, 15.0))))
     y_range = _y_range(curve, shown, shown_limits)
-    frame = _Frame(x_range, y_range)
+    frame = _Frame(x_range, y_range, zero)
     parts = [
         f'<svg class="lc" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_escape(title)}">',
         frame.axes(),
@@ -95,8 +99,8 @@ def _y_range(curve: LightCurve, shown: np.ndarray, shown_limits: np.ndarray) -> 
 class _Frame:
     """The axes, and drawing in them."""
 
-    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
-        self.x_range, self.y_range = x_range, y_range
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], zero: str) -> None:
+        self.x_range, self.y_range, self.zero = x_range, y_range, zero
 
     def x(self, days: np.ndarray) -> np.ndarray:
         low, high = self.x_range
@@ -110,20 +114,26 @@ class _Frame:
     def axes(self) -> str:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         parts = [f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{right - LEFT}" height="{bottom - TOP}"/>']
+        marks, grid = [], []
         for tick in ticks(*self.x_range, 7):
             at = _n(self.x(np.array(tick)))
-            parts.append(f'<path class="tick" d="M{at} {bottom}v4"/>')
+            marks.append(f"M{at} {bottom}v4")
             parts.append(f'<text class="tx" x="{at}" y="{bottom + 15}">{_number(tick)}</text>')
         for tick in ticks(*self.y_range, 5):
             at = _n(self.y(np.array(tick)))
-            parts.append(f'<path class="{"zero" if tick == 0 else "grid"}" d="M{LEFT} {at}H{right}"/>')
+            if tick == 0:
+                parts.append(f'<path class="zero" d="M{LEFT} {at}H{right}"/>')
+            else:
+                grid.append(f"M{LEFT} {at}H{right}")
             parts.append(f'<text class="ty" x="{LEFT - 5}" y="{at}">{_number(tick)}</text>')
         for mag, at in self._magnitudes():
-            parts.append(f'<path class="tick" d="M{right} {at}h4"/>')
+            marks.append(f"M{right} {at}h4")
             parts.append(f'<text class="tm" x="{right + 7}" y="{at}">{mag:g}</text>')
+        parts.append(f'<path class="tick" d="{"".join(marks)}"/>')
+        parts.insert(1, f'<path class="grid" d="{"".join(grid)}"/>')
         middle = (TOP + bottom) / 2
         parts.append(
-            f'<text class="tx" x="{(LEFT + right) / 2}" y="{HEIGHT - 4}">days since t0</text>'
+            f'<text class="tx" x="{(LEFT + right) / 2}" y="{HEIGHT - 4}">days since {self.zero}</text>'
             f'<text class="tl" transform="translate(11 {middle}) rotate(-90)">flux (µJy)</text>'
             f'<text class="tl" transform="translate({WIDTH - 4} {middle}) rotate(-90)">AB mag</text>'
         )
@@ -145,7 +155,7 @@ class _Frame:
 
     def horizon(self, days: float) -> str:
         at = _n(self.x(np.array(days)))
-        label = "t0" if days == 0 else f"{days:g} d"
+        label = self.zero if days == 0 else f"{days:g} d"
         return (
             f'<path class="hz" d="M{at} {TOP}V{HEIGHT - BOTTOM}"/>'
             f'<text class="th" x="{at}" y="{TOP + 9}">{label}</text>'
@@ -196,7 +206,8 @@ class _Frame:
 def marker(band: str, x: float, y: float, size: float) -> str:
     """SVG path of a band's marker: circle for g, square for r, triangle for i."""
     if band == "g":
-        return f"M{_n(x - size)} {_n(y)}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0"
+        r = f"{size:g}"
+        return f"M{_n(x - size)} {_n(y)}a{r} {r} 0 1 0 {2 * size:g} 0a{r} {r} 0 1 0 {-2 * size:g} 0"
     if band == "r":
         side = 1.8 * size
         return f"M{_n(x - side / 2)} {_n(y - side / 2)}h{_n(side)}v{_n(side)}h{_n(-side)}z"

@@ -6,31 +6,32 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from applecider_batch.catalog.candidate_files import read_candidates
+from applecider_batch.catalog.candidate_files import is_list, read_candidates, read_list
+from applecider_batch.catalog.candidates import evidence_of
 from applecider_batch.catalog.funnel import STEPS, funnel_table, totals
+from applecider_batch.catalog.latent_neighbours import has_latents
 from applecider_batch.catalog.store import RUN_FILE, open_catalog
-from applecider_batch.features.quality import describe
-from applecider_batch.inference.anomaly_reference import describe as describe_reason
+from applecider_batch.errors import UserError
 from applecider_batch.inference.calibration import pattern_name
 from applecider_batch.inference.fusion import MODALITIES, MODALITY_BITS
-from applecider_batch.report.candidates import Candidate, add_observations, select
-from applecider_batch.report.light_curve import light_curve_svg
+from applecider_batch.report.candidates import add_context, add_observations, select
+from applecider_batch.report.cards import card, class_filters, horizon_words, number
+from applecider_batch.report.reliability import BINS, reliability_svg
 from applecider_batch.report.sky_map import sky_map_svg
-from applecider_batch.report.spectrum import spectrum_svg
-from applecider_batch.report.truth import confusion, read_truth
+from applecider_batch.report.truth import Comparison, compare, read_truth
 from applecider_batch.storage import Store
-from applecider_batch.taxonomy import CLASS_KEYS, CLASSES, GATES
+from applecider_batch.taxonomy import CLASSES, GATES
+from applecider_batch.training.metrics import calibration_bins, expected_calibration_error
 
 PER_CLASS = 12
-_MODALITY_WORDS = {"photometry": "light curve", "image": "image + metadata", "spectra": "spectrum"}
-_SHORT = {"photometry": "phot", "image": "img", "spectra": "spec"}
+_TEMPLATES = ("page.css", "page.js")
 
 
 def write_report(
@@ -54,52 +55,57 @@ def write_report(
     out_html : str or Path
         The file to write.
     candidates : str, optional
-        File of `candidates find` or `candidates label` (Parquet or JSON): its episodes are shown in its
-        order, instead of the most probable of each class.
+        File of `candidates find` or `candidates label` (Parquet or JSON), or any list of objects (CSV, ECSV):
+        its episodes are shown in its order, instead of the most probable of each class.
     truth : str, optional
-        Parquet or CSV with objectId and a class: adds a confusion matrix.
+        Table with objectId and a class: adds a confusion matrix and a reliability diagram, and labels the
+        nearest latents.
     per_class : int
         Candidates shown of each class.
 
     Returns
     -------
     dict
-        ``out, bytes, candidates, trained, simulated, partial``.
+        ``out, bytes, candidates, not_in_catalogue, trained, simulated, partial``.
 
     Raises
     ------
     UserError
         If the catalogue, the archive, the candidates or the truth table cannot be read, or the candidates are
-        those of another catalogue.
+        those of another catalogue (of a list: if none of its objects is in the catalogue).
     """
     store, info = open_catalog(catalog_url, storage_options)
     reference = reference_horizon(info)
-    listed = None if candidates is None else read_candidates(candidates, storage_options)[0]
+    listed, missing, reference = _listed(catalog_url, candidates, reference, storage_options)
+    known = None if truth is None else read_truth(truth, storage_options)
     selection = select(store, info, reference, per_class, listed)
+    add_context(store, info, reference, selection.candidates, known)
     if archive_url is not None:
         from applecider_batch.archive.read import Archive
 
         add_observations(Archive.open(archive_url, storage_options), selection.candidates)
-    known = None if truth is None else read_truth(truth, storage_options)
     simulated = info["simulated_rows"] > 0
+    cards = [card(c, simulated, archive_url is not None) for c in selection.candidates]
     context = {
         "info": info,
         "title": f"applecider-batch · run {info['run_id'][:12]}",
         "simulated": simulated,
         "identity": _identity(info),
-        "reference": _horizon_words(reference),
+        "reference": horizon_words(reference),
         "tiles": _tiles(info),
         "funnel": _funnel(info),
         "class_counts": _class_counts(info),
         "patterns": _patterns(info),
         "sky": sky_map_svg(selection.sky_in_scope, selection.sky_rest),
         "run": _run_statistics(store),
-        "confusion": _confusion_table(confusion(store, info, reference, known)) if known else None,
+        "truth": None if known is None else _truth(compare(store, info, reference, known)),
         "classes": CLASSES,
-        "cards": [_card(c, simulated, archive_url is not None) for c in selection.candidates],
+        "cards": cards,
+        "filters": class_filters(cards),
+        "missing": missing,
+        "has_latents": has_latents(info),
         "per_class": per_class,
         "listed": listed is not None,
-        "has_archive": archive_url is not None,
     }
     page = render(context).encode()
     target = Path(out_html)
@@ -108,10 +114,31 @@ def write_report(
         "out": str(out_html),
         "bytes": len(page),
         "candidates": len(selection.candidates),
+        "not_in_catalogue": len(missing),
         "trained": info["trained"],
         "simulated": simulated,
         "partial": info["partial"],
     }
+
+
+def _listed(
+    catalog_url: str, url: str | None, horizon: str, storage_options: Mapping[str, Any] | None
+) -> tuple[pa.Table | None, list[str], str]:
+    """The candidates to show (None: the best of each class), those of a list not found, and the horizon."""
+    if url is None:
+        return None, [], horizon
+    if not is_list(url):
+        table, found = read_candidates(url, storage_options)
+        return table, [], found["horizon"]
+    listed = read_list(url, storage_options)
+    table, missing = evidence_of(catalog_url, listed, storage_options=storage_options)
+    if missing and not table.num_rows:
+        raise UserError(
+            f"None of the {len(missing)} objects of the list '{url}' is in the catalogue '{catalog_url}', "
+            f"for example {missing[0]}.",
+            hint="Give a list of objectIds of this catalogue, or its catalogue.",
+        )
+    return table, missing, horizon
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -128,8 +155,9 @@ def render(context: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["thousands"] = lambda value: f"{value:,}"
-    environment.filters["number"] = _number
-    inline = {name: Markup((folder / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")}
+    environment.filters["number"] = number
+    environment.filters["data"] = lambda value: "" if number(value) == "–" else value
+    inline = {name: Markup((folder / name).read_text(encoding="utf-8")) for name in _TEMPLATES}
     return environment.get_template("page.html.j2").render({**context, "inline": inline, "svg": Markup})
 
 
@@ -138,22 +166,13 @@ def reference_horizon(info: Mapping[str, Any]) -> str:
     return str(info["horizons"][-1])
 
 
-def _horizon_words(label: str) -> str:
-    return "full history" if label == "full" else f"{label} d"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    """A number with fixed digits, a dash for null, a real minus sign."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
 def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     given = info["identity"]
     pairs = [
         ("run", info["run_id"]),
         ("snapshot", _short(given.get("snapshot", "unknown"))),
         ("model set", _short(given.get("models", given.get("model_set", "unknown")))),
-        ("horizons", ", ".join(_horizon_words(h) for h in info["horizons"])),
+        ("horizons", ", ".join(horizon_words(h) for h in info["horizons"])),
         ("content_sha256", info["content_sha256"]),
     ]
     if "pipeline_version" in given:
@@ -201,7 +220,7 @@ def _class_counts(info: Mapping[str, Any]) -> list[dict[str, Any]]:
         counts = info["classes"].get(label, dict.fromkeys((*CLASSES, "rows"), 0))
         classified = sum(counts[name] for name in CLASSES)
         cells = [(counts[name], counts[name] / classified if classified else 0.0) for name in CLASSES]
-        rows.append({"horizon": _horizon_words(label), "cells": cells, "rows": counts["rows"]})
+        rows.append({"horizon": horizon_words(label), "cells": cells, "rows": counts["rows"]})
     return rows
 
 
@@ -234,137 +253,22 @@ def _run_statistics(store: Store) -> list[tuple[str, str]]:
     return pairs
 
 
-def _confusion_table(rows: Sequence[tuple[str, dict[str, int]]]) -> dict[str, Any]:
-    found = {name for _, counts in rows for name in counts}
-    columns = [name for name in (*CLASSES, *GATES, "failed") if name in found or name in CLASSES]
+def _truth(found: Comparison) -> dict[str, Any]:
+    rows = found.confusion
+    said = {name for _, counts in rows for name in counts}
+    columns = [name for name in (*CLASSES, *GATES, "failed") if name in said or name in CLASSES]
     lines = []
     for name, counts in rows:
         total = sum(counts.values())
         cells = [(counts.get(column, 0), counts.get(column, 0) / total, column == name) for column in columns]
         lines.append({"name": name, "cells": cells, "total": total})
-    return {"columns": columns, "rows": lines}
-
-
-def _card(candidate: Candidate, simulated: bool, has_archive: bool) -> dict[str, Any]:
-    row = candidate.row
-    days = [float(r["horizon_days"]) for r in candidate.horizons if r["horizon_days"] is not None]
-    name = row["objectId"]
-    curve = ""
-    if candidate.curve is not None and len(candidate.curve) + len(candidate.curve.limit_jd):
-        curve = light_curve_svg(candidate.curve, row["t0"], days, f"Light curve of {name}")
-    spectrum = "" if candidate.spectrum is None else spectrum_svg(*candidate.spectrum, f"Spectrum of {name}")
+    bins = calibration_bins(found.label, found.prob, BINS)
+    classified = len(found.label)
     return {
-        "id": f"{name}-{row['episode']}",
-        "row": row,
-        "rank": candidate.rank,
-        "curve": curve,
-        "spectrum": spectrum,
-        "stamps": candidate.stamps,
-        "forced": candidate.curve is not None and bool(candidate.curve.forced.any()),
-        "modalities": [_probabilities("fused", row, "prob"), *(_modality(row, m) for m in MODALITIES)],
-        "strip": [_strip(r) for r in candidate.horizons],
-        "available": [_MODALITY_WORDS[m] for m in MODALITIES if row["modality_mask"] & MODALITY_BITS[m]],
-        "flags": describe(row["quality_flags"] or 0),
-        "reasons": describe_reason(row["anomaly_reason"] or 0),
-        "links": [] if simulated else links(name, row["ra"], row["dec"]),
-        "facts": (_listing(row) if candidate.listed else []) + _facts(row),
-        "no_archive": not has_archive,
+        "columns": columns,
+        "rows": lines,
+        "trained_on": found.trained_on,
+        "classified": classified,
+        "ece": expected_calibration_error(found.label, found.prob, BINS) if classified else None,
+        "reliability": reliability_svg(bins, "Reliability diagram") if classified else "",
     }
-
-
-def _probabilities(label: str, row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    values = [row[f"{prefix}_{key}"] for key in CLASS_KEYS]
-    known = values[0] is not None
-    top = int(np.argmax(values)) if known else -1
-    return {"label": label, "probs": values if known else None, "top": top}
-
-
-def _modality(row: Mapping[str, Any], modality: str) -> dict[str, Any]:
-    return _probabilities(_MODALITY_WORDS[modality], row, f"prob_{_SHORT[modality]}")
-
-
-def _strip(row: Mapping[str, Any]) -> dict[str, Any]:
-    label = "full" if row["horizon_days"] is None else f"{row['horizon_days']:g} d"
-    return {**_probabilities(label, row, "prob"), "n_det": row["n_det"], "complete": row["horizon_complete"]}
-
-
-def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    redshift = row["redshift_used"]
-    pairs = [
-        ("position", f"{_number(row['ra'], 5)}, {_number(row['dec'], 5)} deg"),
-        ("galactic b", f"{_number(row['galactic_b'], 1)} deg"),
-        ("t0", f"JD {_number(row['t0'], 3)}"),
-        ("detections", f"{row['n_det'] or 0} ({row['n_neg'] or 0} negative), {row['n_nondet'] or 0} limits"),
-        ("peak mag", f"g {_number(row['mag_peak_g'])}, r {_number(row['mag_peak_r'])}"),
-        ("rb / drb max", f"{_number(row['rb_max'])} / {_number(row['drb_max'])}"),
-        ("nearest PS1", f"{_number(row['distpsnr1'], 1)}″, sgscore {_number(row['sgscore1'])}"),
-        ("image packet", f"{row['candid_image'] or '–'}, {_number(row['image_age_days'], 1)} d old"),
-        ("redshift", "–" if redshift is None else f"{redshift:.4f} ({row['redshift_source']})"),
-        ("entropy / JSD", f"{_number(row['entropy'])} / {_number(row['modality_jsd'])}"),
-        ("anomaly", _anomaly(row)),
-        ("known status", _known(row)),
-        ("gate", f"{row['gate']} ({row['gate_reason'] or '–'})"),
-    ]
-    return pairs
-
-
-def _listing(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Why it stands where it does in the list of candidates, and what lies beside it."""
-    first = row["first_horizon"]
-    near = [
-        f"{name} at {_number(sep, 1)}″ ({kind or 'no class'}, {status})"
-        for name, sep, kind, status in zip(
-            row["neighbour_objectId"],
-            row["neighbour_sep"],
-            row["neighbour_class"],
-            row["neighbour_status"],
-            strict=True,
-        )
-    ]
-    factors = ("transient", "anomaly", "quality", "detections", "history")
-    pairs = [
-        (
-            "score",
-            f"{_number(row['score'])}: " + ", ".join(f"{f} {_number(row[f'score_{f}'])}" for f in factors),
-        ),
-        ("first said so", "at no horizon" if first is None else _horizon_words(first)),
-    ]
-    if row["prob_interesting"] is not None:
-        pairs.append(("by your labels", _number(row["prob_interesting"])))
-    return [*pairs, ("neighbours", "; ".join(near) or "none")]
-
-
-def _known(row: Mapping[str, Any]) -> str:
-    """The status, and the deciding known source with its separation and time."""
-    status = str(row["known_status"] or "–").replace("_", " ")
-    if row["xm_tns_name"] is None:
-        return status
-    when = "" if row["xm_tns_dt"] is None else f", {_number(row['xm_tns_dt'], 1)} d after t0"
-    kind = row["xm_tns_type"] or "no type"
-    return f"{status}: {row['xm_tns_name']} ({kind}) at {_number(row['xm_tns_sep'])}″{when}"
-
-
-def _anomaly(row: Mapping[str, Any]) -> str:
-    """p-value, what it was compared with, and the flag; a dash without a comparison."""
-    if row["anomaly_pvalue"] is None:
-        return "–"
-    flag = ("not flagged", "flagged at 1 %", "flagged at 0.1 %")[row["anomaly_flag"]]
-    compared = f"{row['anomaly_n_ref']} known: {row['anomaly_ref_group']}"
-    return f"p {_number(row['anomaly_pvalue'], 4)}, {flag} ({compared})"
-
-
-def links(name: str, ra: float | None, dec: float | None) -> list[tuple[str, str]]:
-    """Pages about an object elsewhere; they are followed only when clicked."""
-    found = []
-    if name.startswith("ZTF"):
-        found = [
-            ("ALeRCE", f"https://alerce.online/object/{name}"),
-            ("Fink", f"https://fink-portal.org/{name}"),
-            ("Fritz", f"https://fritz.science/source/{name}"),
-        ]
-    if ra is not None and dec is not None:
-        found.append(("SNAD", f"https://ztf.snad.space/search/{ra:.6f}%20{dec:.6f}/3"))
-        found.append(
-            ("TNS", f"https://www.wis-tns.org/search?ra={ra:.6f}&decl={dec:.6f}&radius=3&coords_unit=arcsec")
-        )
-    return found

@@ -10,6 +10,8 @@ import numpy as np
 
 #: Softening of the asinh stretch: smaller shows fainter structure.
 SOFTENING = 0.1
+#: Grey levels of a thumbnail: the noise of more would cost half as much again, and nobody sees them.
+LEVELS = 64
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
@@ -38,7 +40,7 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
 
 def png(image: np.ndarray) -> bytes:
-    """A grey PNG of values from 0 to 1; NaN is transparent.
+    """A grey PNG of values from 0 to 1, with an alpha channel where there is NaN: it is transparent.
 
     Parameters
     ----------
@@ -47,11 +49,12 @@ def png(image: np.ndarray) -> bytes:
     """
     known = np.isfinite(image)
     grey = np.where(known, np.nan_to_num(image) * 255.0 + 0.5, 0.0).astype(np.uint8)
-    pixels = np.stack([grey, np.where(known, 255, 0).astype(np.uint8)], axis=-1)[::-1]
+    channels = [grey] if known.all() else [grey, np.where(known, 255, 0).astype(np.uint8)]
+    pixels = np.stack(channels, axis=-1)[::-1]
     height, width = image.shape
-    lines = np.zeros((height, 1 + 2 * width), np.uint8)  # a filter byte 0 before each line
+    lines = np.zeros((height, 1 + len(channels) * width), np.uint8)  # a filter byte 0 before each line
     lines[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 4, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 4 * (len(channels) - 1), 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b"")]
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -61,5 +64,6 @@ def png(image: np.ndarray) -> bytes:
 
 
 def data_url(image: np.ndarray) -> str:
-    """A stretched stamp as a ``data:`` URL."""
-    return "data:image/png;base64," + base64.b64encode(png(stretch(image))).decode()
+    """A stretched stamp in :data:`LEVELS` greys as a ``data:`` URL."""
+    greys = np.round(stretch(image) * (LEVELS - 1)) / (LEVELS - 1)
+    return "data:image/png;base64," + base64.b64encode(png(greys)).decode()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from applecider_batch.catalog.columns import floats
+from applecider_batch.catalog.recovery import wilson
 from applecider_batch.inference.anomaly_reference import FLAG_LEVELS, AnomalyReference
 from applecider_batch.training.anomaly import ScoredObjects
 from applecider_batch.training.evaluate import horizon_name
@@ -17,15 +18,6 @@ DETECTIONS: tuple[tuple[str, float, float], ...] = (
 MAGNITUDES: tuple[tuple[str, float, float], ...] = (
     ("< 17", -np.inf, 17), ("17-18", 17, 18), ("18-19", 18, 19), ("> 19", 19, np.inf),
 )  # fmt: skip
-
-
-def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a rate k/n (Wilson 1927, doi:10.1080/01621459.1927.10502953); (0, 1) for n = 0."""
-    if not n:
-        return 0.0, 1.0
-    centre = (k + z * z / 2) / (n + z * z)
-    half = z * np.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def flag_rates(scored: ScoredObjects, reference: AnomalyReference, members: np.ndarray) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from applecider_batch.catalog.rows import assemble_rows
+from applecider_batch.catalog.rows import ROW_KEY, assemble_rows
 from applecider_batch.digest import hash64_one
 from applecider_batch.inference.calibration import Calibration
+from applecider_batch.schema import load_table
 
 HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
 END = 2460500.5
@@ -105,8 +106,6 @@ def _index(mask: np.ndarray) -> np.ndarray:
 
 
 def _rows_schema(records: list[dict[str, Any]]) -> pa.Schema:
-    from applecider_batch.schema import load_table
-
     arrow = load_table("catalogue").arrow
     return pa.schema([arrow.field(name) for name in records[0]])
 
@@ -189,3 +188,34 @@ def commit_table(run: Path, shard_id: int, table: pa.Table) -> None:
         "degraded": False,
     }
     (run / "commits" / f"shard-{shard_id:05d}.json").write_text(json.dumps(record))
+
+
+def add_embeddings(run: Path, seed: int = 3) -> None:
+    """Give every committed shard of a run the side table ``embeddings``: some rows lack some latents."""
+    rng = np.random.default_rng(seed)
+    schema = load_table("embeddings")
+    for path in sorted((run / "commits").glob("*.json")):
+        record = json.loads(path.read_text())
+        rows = pq.read_table(run / record["data_file"])
+        columns: dict[str, Any] = {name: rows.column(name) for name in ("hash64", *ROW_KEY)}
+        for name, width, share in (("phot", 6, 0.9), ("img", 3, 0.5), ("spec", 4, 0.0)):
+            there = rng.random(rows.num_rows) < share
+            values = rng.normal(5.0, np.arange(1, width + 1), (rows.num_rows, width))
+            values[:, 0] = 7.0  # a number that says nothing
+            columns[f"latent_{name}"] = pa.array(
+                [list(v) if t else None for v, t in zip(values, there, strict=True)], pa.list_(pa.float32())
+            )
+        side = run / "side" / "embeddings" / f"{path.stem}.1.parquet"
+        side.parent.mkdir(parents=True, exist_ok=True)
+        table = schema.conform(pa.table(columns))
+        pq.write_table(table, side)
+        entry = {
+            "file": str(side.relative_to(run)),
+            "rows": table.num_rows,
+            "bytes": side.stat().st_size,
+            "sha256": hashlib.sha256(side.read_bytes()).hexdigest(),
+        }
+        path.write_text(json.dumps({**record, "side": {"embeddings": entry}}))
+    plan = json.loads((run / "plan.json").read_text())
+    plan["identity"]["side"] = ["embeddings"]
+    (run / "plan.json").write_text(json.dumps(plan))

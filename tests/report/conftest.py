@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from applecider_batch.archive.read import Archive
 from applecider_batch.catalog.build import build_catalog
+from applecider_batch.catalog.candidate_files import read_candidates
+from applecider_batch.catalog.candidates import FindOptions, find_candidates
 from applecider_batch.catalog.read import read_table
 from applecider_batch.digest import hash64_one
+from applecider_batch.report.page import write_report
 from applecider_batch.schema import load_table
+from benchmarks.browser import Browser, find_chromium
 from tests.catalog.synthetic import object_names, write_run
 
 NAMES = object_names(90)
-Dom = Callable[[Path], str]
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +61,8 @@ class MemoryArchive:
 
     def read_photometry(self, lo: int, hi: int) -> pa.Table:
         assert hi == lo + 1
-        return photometry_of(*self.objects[lo])
+        name, t0 = self.objects[lo]
+        return photometry_of(name, 2459000.5 if t0 is None else t0)
 
     def read_stamps(self, lo: int, hi: int, candids: Iterable[int]) -> pa.Table:
         (candid,) = candids
@@ -75,25 +78,32 @@ class MemoryArchive:
         return load_table("spectra").empty()
 
 
+@pytest.fixture
+def page(catalogue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Archive, "open", lambda url, options=None: MemoryArchive(catalogue))
+    out = tmp_path / "report.html"
+    answer = write_report(catalogue, "memory", out, per_class=4)
+    assert answer["bytes"] == out.stat().st_size
+    assert (answer["trained"], answer["simulated"], answer["partial"]) == (False, True, False)
+    return out
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> tuple[str, Path, pa.Table]:
+    """Catalogue, file and rows of candidates."""
+    build_catalog(str(write_run(tmp_path / "run", object_names(60))), str(tmp_path / "cat"))
+    out = tmp_path / "candidates.parquet"
+    find_candidates(str(tmp_path / "cat"), str(out), FindOptions(include_unchecked=True))
+    return str(tmp_path / "cat"), out, read_candidates(str(out))[0]
+
+
 @pytest.fixture(scope="session")
-def dom(tmp_path_factory: pytest.TempPathFactory) -> Dom:
-    """Opens a page in headless Chromium and returns its document after the scripts ran."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    program = next((found for name in names if (found := shutil.which(name))), None)
-    if program is None:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Headless Chromium with one page."""
+    if find_chromium() is None:
         message = "Chromium is not installed: the page was not opened in a browser"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    profile = tmp_path_factory.mktemp("chromium")
-
-    def open_page(path: Path) -> str:
-        done = subprocess.run(
-            [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-             f"--user-data-dir={profile}", "--window-size=1400,1200", "--virtual-time-budget=8000",
-             "--dump-dom", path.as_uri()],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        return done.stdout
-
-    return open_page
+    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened

@@ -18,7 +18,6 @@ from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.models.model_set import ModelSet, update_files
 from applecider_batch.schema import load_answers
 from applecider_batch.training.anomaly_evaluate import auroc_interval, detection_measures
-from applecider_batch.training.anomaly_rates import wilson
 from applecider_batch.training.metrics import bootstrap, roc_auc
 
 N, N_OTHER = 240, 30
@@ -168,11 +167,3 @@ def test_interval_of_the_mean_auroc_is_that_of_resampled_objects() -> None:
 
     wanted = bootstrap(np.arange(300), mean_auroc, draws=1000)["auroc"]
     assert auroc_interval(positive, scores) == pytest.approx(wanted, abs=0.015)
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 50), (1, 100), (37, 80), (80, 80)])
-def test_wilson_is_scipys(k: int, n: int) -> None:
-    from scipy.stats import binomtest
-
-    wanted = binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson(k, n) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
