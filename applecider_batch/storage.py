@@ -42,7 +42,8 @@ class Store:
         self.storage_options = dict(storage_options or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Store, (self.url, self.storage_options))
+        # The process that gets it may run in another folder.
+        return (Store, (absolute(self.url), self.storage_options))
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

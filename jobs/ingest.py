@@ -1,4 +1,4 @@
-"""Ray job: ``ingest`` with the options of the command of that name."""
+"""Ray job: ``ingest`` with its own options, on the cluster that runs the job."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import sys
 from applecider_batch.cli.jobs import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job(["ingest", *sys.argv[1:]]))
+    sys.exit(run_job(["ingest", *sys.argv[1:], "--executor", "ray", "--address", "auto"]))

@@ -9,7 +9,6 @@ not read again.
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -27,10 +26,10 @@ from applecider_batch.archive.ingest_packets import (
 from applecider_batch.archive.ingest_tables import TABLE_COUNTS, ingest_table
 from applecider_batch.archive.parts import PART_BYTES
 from applecider_batch.archive.snapshot import create_archive, load_snapshot
+from applecider_batch.archive.spill import scratch_folder
 from applecider_batch.archive.stage import Settings
 from applecider_batch.errors import InternalError
 from applecider_batch.spread import Here, ProgressLike, Spread
-from applecider_batch.storage import Store
 
 MEMORY_BYTES = 256 << 20
 COMMIT_BYTES = 32 << 30
@@ -110,7 +109,7 @@ def ingest(
         if is_new(table):
             read.append(ingest_table(settings, table).to_json())
 
-    with _scratch(store, spread) as scratch, contextlib.ExitStack() as stack:
+    with scratch_folder(store, spread) as scratch, contextlib.ExitStack() as stack:
         new = filter(is_new, spread.map(identify, None, opened))
         reading: Generator[Taken, None, None] | None = None
         more = True
@@ -147,19 +146,6 @@ def ingest(
         "snapshot": after.id,
         "logical_digest": after.logical_digest,
     }
-
-
-@contextlib.contextmanager
-def _scratch(store: Store, spread: Spread) -> Iterator[Store | None]:
-    """A folder of the archive for sorted rows on their way between processes, removed at the end."""
-    if not spread.elsewhere:
-        yield None
-        return
-    name = f"spill/{uuid.uuid4().hex}"
-    try:
-        yield store.join(name)
-    finally:
-        store.delete(name, recursive=True)
 
 
 def _groups(sources: Iterable[PacketSource]) -> Iterator[list[PacketSource]]:

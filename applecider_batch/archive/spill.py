@@ -6,10 +6,12 @@ machine's until it is published: then it lies in a store, and every process can 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ import pyarrow as pa
 
 from applecider_batch.digest import HASH64_END
 from applecider_batch.errors import StorageError
+from applecider_batch.spread import Spread
 from applecider_batch.storage import Store
 
 _PREFIX = "applecider-batch-spill-"
@@ -295,6 +298,19 @@ def cut_ranges(stretches: Iterable[tuple[int, int, int]], target: int) -> list[t
             held = 0
         held += weight
     return list(zip(cuts, [*cuts[1:], HASH64_END], strict=True))
+
+
+@contextlib.contextmanager
+def scratch_folder(store: Store, spread: Spread) -> Iterator[Store | None]:
+    """A folder for sorted rows on their way between processes, removed at the end; None if there are none."""
+    if not spread.elsewhere:
+        yield None
+        return
+    name = f".spill-{uuid.uuid4().hex}"
+    try:
+        yield store.join(name)
+    finally:
+        store.delete(name, recursive=True)
 
 
 def _remove_stale(folder: Path) -> None:

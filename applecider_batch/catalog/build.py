@@ -1,32 +1,32 @@
 """``catalog build``: committed shards of a run into one catalogue.
 
 Exactly once and checkable: every committed file is checked against its record, missing shards are refused,
-and the same run gives the same bytes.  Memory is bounded by one shard and
+and the same run gives the same bytes.  Every part is a task of its own; memory is bounded by one shard and
 24 bytes an object.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from applecider_batch.catalog.anomaly import QValues
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
 from applecider_batch.catalog.known import KnownList
-from applecider_batch.catalog.run_folder import RunFolder
+from applecider_batch.catalog.parts import PartTask, part_tasks, write_part
+from applecider_batch.catalog.run_folder import RunFolder, Shard
 from applecider_batch.catalog.siblings import Siblings
 from applecider_batch.catalog.side import CROSSMATCHES, SIDE_TABLES
-from applecider_batch.catalog.store import BATCH_ROWS, CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE
+from applecider_batch.catalog.store import CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE
 from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
-from applecider_batch.logs import Progress
 from applecider_batch.schema import load_table
+from applecider_batch.spread import Here, ProgressLike, Spread, Update
 from applecider_batch.storage import Store
 
 ROWS_PER_PART = 1_000_000
@@ -41,7 +41,8 @@ def build_catalog(
     rows_per_part: int = ROWS_PER_PART,
     known: Sequence[KnownList] = (),
     match: MatchOptions | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Build the catalogue of a run.
 
@@ -58,8 +59,10 @@ def build_catalog(
         Lists of known sources to cross-match with (:func:`applecider_batch.catalog.known.read_known`).
     match : MatchOptions, optional
         Radius, window and lateness of the cross-match.
-    progress : Progress, optional
+    progress : ProgressLike, optional
         Counts shards.
+    spread : Spread, optional
+        Where the parts are written; by default in this process.
 
     Returns
     -------
@@ -72,49 +75,45 @@ def build_catalog(
         Missing shards without ``allow_partial``; a damaged, missing or foreign data file; duplicate rows; a
         folder that is something else.
     """
+    spread = spread or Here()
     run = RunFolder(run_url, storage_options)
     _refuse_missing(run, allow_partial)
     out = Store(out_url, storage_options)
     _refuse_foreign(out, run)
 
     matcher = CrossMatcher(known, match) if known else None
-    summary, content = Summary(run.plan.get("identity", {}).get("cuts")), ContentDigest()
     committed = [shard for shard in run.shards if shard.shard_id in run.commits]
     qvalues, siblings = QValues(), Siblings()
-    for shard in committed:
-        table = run.read_columns(shard, (*QValues.COLUMNS, *Siblings.COLUMNS))
+    wanted = (*QValues.COLUMNS, *Siblings.COLUMNS)
+    for table in spread.map(_read_columns, (run, wanted), committed):
         qvalues.update(table)
         siblings.update(table)
     tested = qvalues.finish()
-    for shard in committed if siblings.find() else ():
-        siblings.name(run.read_columns(shard, Siblings.COLUMNS))
-
-    matched: list[pa.Table] = []  # sources near an episode are few
-
-    def tables() -> Iterator[pa.Table]:
-        for shard in committed:
-            table = siblings.annotate(qvalues.annotate(run.read_shard(shard)))
-            if matcher is not None:
-                table, pairs = matcher.annotate_with_pairs(table)
-                matched.append(pairs)
-            summary.update(table)
-            content.update(table)
-            yield table
-            if progress is not None:
-                progress.update(rows=summary.rows)
+    again = committed if siblings.find() else []
+    for table in spread.map(_read_columns, (run, Siblings.COLUMNS), again):
+        siblings.name(table)
 
     build = _build_name(run, matcher)
-    parts = _write_parts(out, tables(), "rows", load_table("catalogue").arrow, build, rows_per_part)
+    summary, content = Summary(run.plan.get("identity", {}).get("cuts")), ContentDigest()
+    matched: list[pa.Table] = []  # sources near an episode are few
+    parts: list[dict[str, Any]] = []
+    making = _Making(run, out, build, rows_per_part, qvalues, siblings, matcher)
+    tasks = part_tasks([run.commits[shard.shard_id]["rows"] for shard in committed], rows_per_part)
+    for part, counts, digest, pairs in spread.map(_write_rows, making, tasks, progress):
+        parts.append(part)
+        summary.add(counts)
+        content.add(digest)
+        matched += pairs
     _check_sums(run, summary)
-    side: dict[str, Iterator[pa.Table]] = {
-        name: run.side_tables(name) for name in run.plan["identity"].get("side", [])
-    }
+    side_parts: dict[str, list[dict[str, Any]]] = {}
+    for name in run.plan["identity"].get("side", []):
+        rows = [run.commits[shard.shard_id]["side"][name]["rows"] for shard in committed]
+        side = _Side(run, out, name, build, rows_per_part)
+        side_parts[name] = list(spread.map(_write_side, side, part_tasks(rows, rows_per_part)))
     if matcher is not None:
-        side[CROSSMATCHES] = iter(matched)
-    side_parts = {
-        name: _write_parts(out, content, name, load_table(name).arrow, build, rows_per_part)
-        for name, content in side.items()
-    }
+        schema = load_table(CROSSMATCHES).arrow
+        file = _part_name(CROSSMATCHES, 0, build)
+        side_parts[CROSSMATCHES] = [write_part(out, file, schema, matched, rows_per_part)]
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -194,65 +193,71 @@ def _check_sums(run: RunFolder, summary: Summary) -> None:
         )
 
 
-class _Hashing:
-    """A file to write that keeps the sha256 and the length of what went through it."""
+@dataclass(frozen=True)
+class _Making:
+    """What all parts of a catalogue are made with."""
 
-    closed = False
-
-    def __init__(self, out: IO[bytes]) -> None:
-        self._out = out
-        self._sha256 = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self._sha256.update(data)
-        self.bytes += len(data)
-        self._out.write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._out.flush()
-
-    def close(self) -> None:
-        self.closed = True
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
+    run: RunFolder
+    out: Store
+    build: str
+    rows_per_part: int
+    qvalues: QValues
+    siblings: Siblings
+    matcher: CrossMatcher | None
 
 
-def _write_parts(
-    out: Store, tables: Iterator[pa.Table], folder: str, schema: pa.Schema, build: str, rows_per_part: int
-) -> list[dict[str, Any]]:
-    """Parquet parts of ``rows_per_part`` rows, cut independently of the shards' borders."""
-    groups = _regroup(tables, min(BATCH_ROWS, rows_per_part))
-    group = next(groups, None)
-    parts: list[dict[str, Any]] = []
-    while group is not None or not parts:
-        name = f"{folder}/part-{len(parts):05d}.{build}.parquet"
-        rows = 0
-        with out.open_output(name) as file:
-            sink = _Hashing(file)
-            with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=3) as writer:
-                while group is not None and rows < rows_per_part:
-                    writer.write_table(group, row_group_size=BATCH_ROWS)
-                    rows += group.num_rows
-                    group = next(groups, None)
-        parts.append({"file": name, "rows": rows, "bytes": sink.bytes, "sha256": sink.hexdigest()})
-    return parts
+@dataclass(frozen=True)
+class _Side:
+    """What all parts of a side table are made with."""
+
+    run: RunFolder
+    out: Store
+    name: str
+    build: str
+    rows_per_part: int
 
 
-def _regroup(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly ``size`` rows, the last one shorter."""
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        held.append(table)
-        count += table.num_rows
-        if count >= size:
-            joined = pa.concat_tables(held).combine_chunks()
-            for start in range(0, count - size + 1, size):
-                yield joined.slice(start, size)
-            rest = count % size
-            held, count = ([joined.slice(joined.num_rows - rest)] if rest else []), rest
-    if count:
-        yield pa.concat_tables(held).combine_chunks()
+def _read_columns(shared: tuple[RunFolder, Sequence[str]], shard: Shard, update: Update) -> pa.Table:
+    run, columns = shared
+    return run.read_columns(shard, columns)
+
+
+def _write_rows(
+    making: _Making, task: PartTask, update: Update
+) -> tuple[dict[str, Any], Summary, ContentDigest, list[pa.Table]]:
+    """One part; counts, digest and pairs are of the shards that begin in it."""
+    run = making.run
+    committed = [shard for shard in run.shards if shard.shard_id in run.commits]
+    summary, content = Summary(run.plan.get("identity", {}).get("cuts")), ContentDigest()
+    matched: list[pa.Table] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for piece in task.pieces:
+            table = making.siblings.annotate(making.qvalues.annotate(run.read_shard(committed[piece.shard])))
+            if making.matcher is not None:
+                table, pairs = making.matcher.annotate_with_pairs(table)
+                matched.extend([pairs] if piece.first else [])
+            if piece.first:
+                summary.update(table)
+                content.update(table)
+                update(1)
+            yield table.slice(piece.start, piece.stop - piece.start)
+
+    name = _part_name("rows", task.number, making.build)
+    part = write_part(making.out, name, load_table("catalogue").arrow, tables(), making.rows_per_part)
+    return part, summary, content, matched
+
+
+def _write_side(side: _Side, task: PartTask, update: Update) -> dict[str, Any]:
+    """One part of a side table."""
+    committed = [shard for shard in side.run.shards if shard.shard_id in side.run.commits]
+    tables = (
+        side.run.read_side(committed[piece.shard], side.name).slice(piece.start, piece.stop - piece.start)
+        for piece in task.pieces
+    )
+    name = _part_name(side.name, task.number, side.build)
+    return write_part(side.out, name, load_table(side.name).arrow, tables, side.rows_per_part)
+
+
+def _part_name(folder: str, number: int, build: str) -> str:
+    return f"{folder}/part-{number:05d}.{build}.parquet"

@@ -45,6 +45,11 @@ class ContentDigest:
         """Add the rows of a table in the schema ``catalogue``."""
         self._rows.merge(self._digest_of(table))
 
+    def add(self, other: ContentDigest) -> None:
+        """Add the rows that another one has."""
+        self._rows.merge(other._rows)
+        self._ends |= other._ends
+
     def remove(self, table: pa.Table) -> None:
         """Take out rows that were added."""
         digest = self._digest_of(table)

@@ -18,6 +18,7 @@ from applecider_batch.catalog.store import BATCH_ROWS, iter_rows, open_catalog
 from applecider_batch.catalog.summary import FULL
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
+from applecider_batch.spread import Spread
 from applecider_batch.storage import Store, store_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def export_catalog(
     *,
     horizon: float | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Write a catalogue in another format.
 
@@ -45,6 +47,8 @@ def export_catalog(
     to : {"parquet", "csv", "ecsv", "hats", "votable", "fits"}
     horizon : float or "full", optional
         Only this horizon; all by default.
+    spread : Spread, optional
+        Where ``hats`` is made; by default in this process. The other formats are one file, written here.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def export_catalog(
 
         found = sorted(info["classes"], key=lambda name: float("inf") if name == FULL else float(name))
         labels = found if label is None else [label]
-        return export_hats(store, info, out, labels, storage_options=storage_options)
+        return export_hats(store, info, out, labels, storage_options=storage_options, spread=spread)
     target, name = store_of(out, storage_options)
     if to in ("parquet", "csv"):
         tables = (table if label is None else only_horizon(table, label) for table in iter_rows(store, info))

@@ -73,6 +73,12 @@ class Funnel:
                 counter[step] += int((mask & (years == year)).sum())
         self._count_cuts(episodes.filter(pa.array(left[list(STEPS).index("in_scope")])))
 
+    def add(self, other: Funnel) -> None:
+        """Count what another one of the same presets has counted."""
+        for counters, others in ((self._years, other._years), (self._cuts, other._cuts)):
+            for name, counter in others.items():
+                counters.setdefault(name, Counter()).update(counter)
+
     def _count_cuts(self, episodes: pa.Table) -> None:
         for name in packaged():
             self._add(name, *_verdict(episodes.column(f"cut_{name}")))

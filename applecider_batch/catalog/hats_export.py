@@ -6,16 +6,20 @@
     OUT/horizon_10/catalogue/{hats.properties, partition_info.csv, skymap.fits, dataset/…}
     OUT/horizon_10/catalogue_10arcs/…                      rows within a margin cell of each partition
 
-Rows go to one spill file per partition first, then each partition is sorted by ``_healpix_29`` and written
-(the layout of the IVOA note HATS, https://www.ivoa.net/documents/Notes/HATS/).
+Two passes (``spread.py``): rows of the catalogue's parts are sorted into blocks by partition, then each
+partition is sorted by ``_healpix_29`` and written by itself. The layout is that of the IVOA note HATS
+(https://www.ivoa.net/documents/Notes/HATS/).
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +28,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from applecider_batch.archive.spill import Published, Several, Spill, scratch_folder
+from applecider_batch.catalog.hats_pixels import (
+    HISTOGRAM_ORDER,
+    Pixel,
+    margin_cells,
+    margin_order,
+    margin_rows,
+    partition_pixels,
+)
 from applecider_batch.catalog.read import only_horizon
-from applecider_batch.catalog.store import iter_rows
+from applecider_batch.catalog.store import iter_part
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
+from applecider_batch.spread import Here, Spread, Update
 from applecider_batch.storage import Store
 
 ROWS_PER_PARTITION = 200_000
 MARGIN_ARCSEC = 10.0
 _SORT = [(name, "ascending") for name in ("_healpix_29", "objectId", "episode")]
-_HISTOGRAM_ORDER = 10
 _SKYMAP_ORDER = 6
-
-#: A partition: HEALPix order and nested pixel number.
-Pixel = tuple[int, int]
+_MOST_TASKS = 256  # of the first pass: each has a file open until the second has ended
+_SORT_BYTES = 64 << 20
+_PARTITION = "_partition"
 
 
 def export_hats(
@@ -48,6 +61,7 @@ def export_hats(
     *,
     rows_per_partition: int = ROWS_PER_PARTITION,
     storage_options: Mapping[str, Any] | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Write one HATS collection per horizon.
 
@@ -59,6 +73,8 @@ def export_hats(
         A folder that does not exist yet, or is empty.
     labels : sequence of str
         Horizons.
+    spread : Spread, optional
+        Where rows are sorted and partitions written; by default in this process.
 
     Returns
     -------
@@ -70,6 +86,7 @@ def export_hats(
     UserError
         If ``hats`` is not installed, the folder is not empty, or no row has a position.
     """
+    spread = spread or Here()
     try:
         import hats  # noqa: F401
     except ImportError as error:
@@ -82,16 +99,15 @@ def export_hats(
         raise UserError(f"'{out}' is not empty.", hint="Give a new folder for the HATS catalogues.")
     rows, without, files = 0, 0, 0
     names: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="applecider-hats-") as scratch:
+    with scratch_folder(target, spread) as scratch:
         for label in labels:
             name = f"horizon_{label}"
-            built = Path(scratch) / name
-            found = _Collection(store, info, label, built, rows_per_partition).write()
+            collection = _Collection(store, info, label, target.join(name), rows_per_partition)
+            found = collection.write(spread, scratch)
             if found is None:
                 continue
-            rows, without, names = rows + found[0], without + found[1], [*names, name]
-            files += _publish(built, target, name)
-            shutil.rmtree(built)
+            rows, without, files = rows + found[0], without + found[1], files + found[2]
+            names.append(name)
     if not names:
         raise UserError(f"No row of '{store.url}' has a position: there is nothing to export to HATS.")
     return {
@@ -104,66 +120,64 @@ def export_hats(
     }
 
 
-def _publish(built: Path, target: Store, name: str) -> int:
-    """Copy a finished collection to its place; collection.properties, which makes it readable, comes last."""
+def _publish(built: Path, target: Store) -> int:
+    """Copy finished files to their place; collection.properties, which makes it readable, comes last."""
     paths = sorted(path for path in built.rglob("*") if path.is_file())
     paths.sort(key=lambda path: path.name == "collection.properties")
     for path in paths:
-        with target.open_output(f"{name}/{path.relative_to(built)}") as file, path.open("rb") as source:
+        with target.open_output(str(path.relative_to(built))) as file, path.open("rb") as source:
             shutil.copyfileobj(source, file, 1 << 20)
     return len(paths)
 
 
 class _Collection:
-    """One horizon's catalogue and margin cache, built in a local folder."""
+    """One horizon's catalogue and margin cache."""
 
-    def __init__(self, store: Store, info: Mapping[str, Any], label: str, folder: Path, limit: int) -> None:
-        self.store, self.info, self.label, self.folder, self.limit = store, info, label, folder, limit
+    def __init__(self, store: Store, info: Mapping[str, Any], label: str, target: Store, limit: int) -> None:
+        self.store, self.info, self.label, self.target, self.limit = store, info, label, target, limit
 
-    def _rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        for table in iter_rows(self.store, self.info, columns):
-            yield only_horizon(table, self.label)
-
-    def write(self) -> tuple[int, int] | None:
-        """Rows written and rows without a position; None where no row has one."""
+    def write(self, spread: Spread, scratch: Store | None) -> tuple[int, int, int] | None:
+        """Rows written, rows without a position and files; None where no row has a position."""
         from hats.catalog.dataset.collection_properties import CollectionProperties
 
-        cells: dict[int, int] = {}
+        cells: Counter[int] = Counter()
         without = 0
-        for table in self._rows(["_healpix_29", "horizon_days"]):
-            index = table.column("_healpix_29")
-            without += index.null_count
-            fine = pc.drop_null(index).to_numpy() >> 2 * (29 - _HISTOGRAM_ORDER)
-            for cell, count in zip(*np.unique(fine, return_counts=True), strict=True):
-                cells[int(cell)] = cells.get(int(cell), 0) + int(count)
+        parts = self.info["parts"]
+        step = max(1, -(-len(parts) // _MOST_TASKS))
+        groups = list(enumerate(parts[at : at + step] for at in range(0, len(parts), step)))
+        for counts, missing in spread.map(_count_cells, (self.store, self.label), groups):
+            cells.update(counts)
+            without += missing
         if not cells:
             return None
         pixels = partition_pixels(cells, self.limit)
-        main = _Dataset(self.folder / "catalogue", pixels)
         margin_name = f"catalogue_{MARGIN_ARCSEC:g}arcs"
         margin_pixels, cells_of, owner = margin_cells(pixels, MARGIN_ARCSEC)
-        margin = _Dataset(self.folder / margin_name, margin_pixels)
-        starts = np.array([pixel << 2 * (29 - order) for order, pixel in pixels])
-        with ExitStack() as stack:
-            stack.callback(main.close)
-            stack.callback(margin.close)
-            for table in self._rows():
-                placed = table.filter(pc.is_valid(table.column("_healpix_29")))
-                index = placed.column("_healpix_29").to_numpy()
-                main.spill(placed, np.searchsorted(starts, index, side="right") - 1)
-                near, numbers = _owners(index >> 2 * (29 - _margin_order(MARGIN_ARCSEC)), cells_of, owner)
-                if len(near):
-                    margin.spill(placed.take(pa.array(near)), numbers)
-        main.write()
-        self._describe(main, "catalogue", cells)
-        properties: dict[str, Any] = {"name": f"horizon_{self.label}", "hats_primary_table_url": "catalogue"}
-        if margin.write():
-            self._describe(margin, margin_name, None)
-            properties.update(all_margins=[margin_name], default_margin=margin_name)
-        shutil.rmtree(margin.spills, ignore_errors=True)
-        shutil.rmtree(main.spills, ignore_errors=True)
-        CollectionProperties(**properties).to_properties_file(self.folder)
-        return main.rows, without
+        shuffle = _Shuffle(self.store, self.label, pixels, cells_of, owner, scratch)
+        places = {"catalogue": pixels, margin_name: margin_pixels}
+        with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="applecider-hats-") as built:
+            sorted_rows, in_margin = [], set()
+            for rows, margins in spread.map(_sort_rows, shuffle, groups):
+                stack.callback(rows.close)
+                sorted_rows.append(rows)
+                in_margin |= margins
+            tasks = [(name, number) for name in places for number in range(len(places[name]))]
+            tasks = [task for task in tasks if task[0] == "catalogue" or task[1] in in_margin]
+            datasets = {name: _Dataset(Path(built) / name) for name in places}
+            reduce = _Reduce(self.target, Several(sorted_rows), places)
+            for task, (count, footer) in zip(tasks, spread.map(_write_partition, reduce, tasks), strict=True):
+                datasets[task[0]].take(places[task[0]][task[1]], count, footer)
+            properties: dict[str, Any] = {
+                "name": f"horizon_{self.label}",
+                "hats_primary_table_url": "catalogue",
+            }
+            self._describe(datasets["catalogue"], "catalogue", cells)
+            if datasets[margin_name].rows:
+                self._describe(datasets[margin_name], margin_name, None)
+                properties |= {"all_margins": [margin_name], "default_margin": margin_name}
+            CollectionProperties(**properties).to_properties_file(built)
+            files = len(tasks) + _publish(Path(built), self.target)
+        return datasets["catalogue"].rows, without, files
 
     def _describe(self, dataset: _Dataset, name: str, cells: Mapping[int, int] | None) -> None:
         """The metadata files of a catalogue (with ``cells``) or of a margin cache."""
@@ -188,7 +202,7 @@ class _Collection:
         if cells:
             skymap = np.zeros(12 << 2 * _SKYMAP_ORDER, np.int64)
             for cell, count in cells.items():
-                skymap[cell >> 2 * (_HISTOGRAM_ORDER - _SKYMAP_ORDER)] += count
+                skymap[cell >> 2 * (HISTOGRAM_ORDER - _SKYMAP_ORDER)] += count
             write_skymap(skymap, dataset.folder)
             properties["skymap_order"] = _SKYMAP_ORDER
         else:
@@ -196,6 +210,7 @@ class _Collection:
         partitions = PartitionInfo.from_healpix([HealpixPixel(*pixel) for pixel in dataset.written])
         partitions.write_to_file(dataset.folder / "partition_info.csv")
         write_parquet_metadata(dataset.folder)
+        dataset.remove_footers()
         TableProperties(**properties).to_properties_file(dataset.folder)
 
     @staticmethod
@@ -210,123 +225,121 @@ def _words(label: str) -> str:
 
 
 class _Dataset:
-    """Partitions of one HATS catalogue: rows are spilled as they come and written sorted at the end."""
+    """One HATS catalogue: what its metadata is made of, and where these are written first.
 
-    def __init__(self, folder: Path, pixels: Sequence[Pixel]) -> None:
-        self.folder, self.pixels = folder, list(pixels)
-        self.spills = folder.with_name(f"{folder.name}.spill")
-        self.spills.mkdir(parents=True)
+    HATS makes them from the partitions' Parquet footers, so files that hold nothing else stand in for them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.rows = 0
         self.written: dict[Pixel, int] = {}
-        self._writers: dict[int, Any] = {}
+        self._footers: list[Path] = []
 
-    def spill(self, table: pa.Table, numbers: np.ndarray) -> None:
-        """Add rows to the partitions with these numbers, one per row."""
-        order = np.argsort(numbers, kind="stable")
-        sorted_rows, sorted_numbers = table.take(pa.array(order)), numbers[order]
-        found, starts = np.unique(sorted_numbers, return_index=True)
-        for number, start, stop in zip(found, starts, [*starts[1:], len(numbers)], strict=True):
-            if number not in self._writers:
-                sink = str(self.spills / f"{number}.arrow")
-                self._writers[number] = pa.ipc.new_stream(
-                    sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")
-                )
-            self._writers[number].write_table(sorted_rows.slice(start, stop - start))
+    def take(self, pixel: Pixel, rows: int, footer: bytes) -> None:
+        """Note a partition that was written."""
+        path = self.folder / _partition_file(pixel)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(footer)
+        self._footers.append(path)
+        self.written[pixel] = rows
+        self.rows += rows
 
-    def close(self) -> None:
-        """End the spill files."""
-        for writer in self._writers.values():
-            writer.close()
-
-    def write(self) -> int:
-        """Write every partition that has rows; the number of rows."""
-        schema = load_table("catalogue").arrow
-        for number in sorted(self._writers):
-            order, pixel = self.pixels[number]
-            with pa.ipc.open_stream(str(self.spills / f"{number}.arrow")) as reader:
-                table = reader.read_all().sort_by(_SORT)
-            folder = self.folder / f"dataset/Norder={order}/Dir={pixel // 10_000 * 10_000}"
-            folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(
-                table.cast(schema),
-                folder / f"Npix={pixel}.parquet",
-                compression="zstd",
-                row_group_size=20_000,
-            )
-            self.written[(order, pixel)] = table.num_rows
-            self.rows += table.num_rows
-        return self.rows
+    def remove_footers(self) -> None:
+        """Remove what stood in for the partitions."""
+        for path in self._footers:
+            path.unlink()
 
 
-def partition_pixels(cells: Mapping[int, int], limit: int) -> list[Pixel]:
-    """The largest pixels that hold at most ``limit`` rows each, in the order of the sky index.
-
-    Parameters
-    ----------
-    cells : mapping
-        Nested pixel of order 10 -> rows in it; a cell with more than ``limit`` rows stays whole.
-    """
-    numbers = np.array(sorted(cells), np.int64)
-    counts = np.array([cells[int(number)] for number in numbers], np.int64)
-    found: list[Pixel] = []
-    for order in range(_HISTOGRAM_ORDER + 1):
-        pixels = numbers >> 2 * (_HISTOGRAM_ORDER - order)
-        distinct, inverse = np.unique(pixels, return_inverse=True)
-        sums = np.bincount(inverse, weights=counts).astype(np.int64)
-        fits = sums <= limit if order < _HISTOGRAM_ORDER else np.ones(len(sums), bool)
-        found += [(order, int(pixel)) for pixel in distinct[fits]]
-        left = ~fits[inverse]
-        numbers, counts = numbers[left], counts[left]
-    return sorted(found, key=lambda pixel: pixel[1] << 2 * (29 - pixel[0]))
+def _partition_file(pixel: Pixel) -> str:
+    order, number = pixel
+    return f"dataset/Norder={order}/Dir={number // 10_000 * 10_000}/Npix={number}.parquet"
 
 
-def _margin_order(arcsec: float) -> int:
-    """Largest order whose cells are everywhere wider than the margin."""
-    from hats.pixel_math.healpix_shim import margin2order
-
-    return int(margin2order(arcsec / 60.0))
+#: Some parts of a catalogue, as one task.
+_Group = tuple[int, Sequence[Mapping[str, Any]]]
 
 
-def margin_cells(pixels: Sequence[Pixel], arcsec: float) -> tuple[list[Pixel], np.ndarray, np.ndarray]:
-    """Cells of the margin order that border each partition, and each empty pixel beside them.
+@dataclass(frozen=True)
+class _Shuffle:
+    """What is needed to tell in which partition and margins a row is."""
 
-    Returns
-    -------
-    pixels : list of Pixel
-        Partitions and empty pixels.
-    cells, owner : ndarray of int64, shape (n,)
-        Every bordering cell, ascending, and the number in ``pixels`` of the pixel that it borders.
-    """
-    from hats.pixel_math.pixel_margins import get_margin
-
-    everything = [*pixels, *empty_pixels(pixels)]
-    fine = _margin_order(arcsec)
-    borders = [np.array(get_margin(order, pixel, fine - order), np.int64) for order, pixel in everything]
-    cells = np.concatenate(borders)
-    owner = np.repeat(np.arange(len(everything)), [len(border) for border in borders])
-    ascending = np.argsort(cells, kind="stable")
-    return everything, cells[ascending], owner[ascending]
+    store: Store
+    label: str
+    pixels: list[Pixel]
+    cells: np.ndarray
+    owner: np.ndarray
+    scratch: Store | None
 
 
-def empty_pixels(pixels: Sequence[Pixel]) -> list[Pixel]:
-    """The largest pixels that hold no partition; with the partitions they cover the sky."""
-    taken = set(pixels)
-    above = {(k, pixel >> 2 * (order - k)) for order, pixel in pixels for k in range(order)}
-    found: list[Pixel] = []
-    waiting: list[Pixel] = [(0, pixel) for pixel in range(12)]
-    while waiting:
-        order, pixel = waiting.pop()
-        if (order, pixel) in above:
-            waiting.extend((order + 1, 4 * pixel + child) for child in range(4))
-        elif (order, pixel) not in taken:
-            found.append((order, pixel))
-    return sorted(found)
+@dataclass(frozen=True)
+class _Reduce:
+    """What is needed to write a partition."""
+
+    target: Store
+    rows: Several
+    places: dict[str, list[Pixel]]
 
 
-def _owners(row_cells: np.ndarray, cells: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers and, for each, a pixel in whose margin the row is; a row may be in several margins."""
-    left, right = (np.searchsorted(cells, row_cells, side=side) for side in ("left", "right"))
-    counts = right - left
-    rows = np.repeat(np.arange(len(row_cells)), counts)
-    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, owner[np.repeat(left, counts) + within]
+def _rows(
+    store: Store, label: str, group: _Group, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Rows of one horizon of some parts."""
+    for part in group[1]:
+        for table in iter_part(store, part, columns):
+            yield only_horizon(table, label)
+
+
+def _count_cells(shared: tuple[Store, str], group: _Group, update: Update) -> tuple[dict[int, int], int]:
+    """Rows by cell of the histogram's order, and rows without a position."""
+    cells: Counter[int] = Counter()
+    without = 0
+    for table in _rows(*shared, group, ["_healpix_29", "horizon_days"]):
+        index = table.column("_healpix_29")
+        without += index.null_count
+        fine = pc.drop_null(index).to_numpy() >> 2 * (29 - HISTOGRAM_ORDER)
+        cell, count = np.unique(fine, return_counts=True)
+        cells.update(dict(zip(cell.tolist(), count.tolist(), strict=True)))
+    return dict(cells), without
+
+
+def _sort_rows(shuffle: _Shuffle, group: _Group, update: Update) -> tuple[Spill | Published, set[int]]:
+    """Rows sorted by partition and by margin, and the margins that have any."""
+    starts = np.array([pixel << 2 * (29 - order) for order, pixel in shuffle.pixels])
+    margin_shift = 2 * (29 - margin_order(MARGIN_ARCSEC))
+    margins: set[int] = set()
+    with ExitStack() as stack:
+        spill = stack.enter_context(Spill(_SORT_BYTES, key=_PARTITION))
+
+        def add(name: str, rows: pa.Table, numbers: np.ndarray) -> None:
+            spill.add(name, rows.append_column(_PARTITION, pa.array(numbers.astype(np.uint64))))
+
+        for table in _rows(shuffle.store, shuffle.label, group):
+            placed = table.filter(pc.is_valid(table.column("_healpix_29")))
+            index = placed.column("_healpix_29").to_numpy()
+            add("catalogue", placed, np.searchsorted(starts, index, side="right") - 1)
+            near, numbers = margin_rows(index >> margin_shift, shuffle.cells, shuffle.owner)
+            add(f"catalogue_{MARGIN_ARCSEC:g}arcs", placed.take(pa.array(near)), numbers)
+            margins.update(np.unique(numbers).tolist())
+        spill.flush()
+        rows: Spill | Published = spill
+        if shuffle.scratch is not None:
+            rows = spill.publish(shuffle.scratch, f"{shuffle.label}-{group[0]}.rows")
+        stack.pop_all()  # whoever gets it closes it
+    return rows, margins
+
+
+def _write_partition(reduce: _Reduce, task: tuple[str, int], update: Update) -> tuple[int, bytes]:
+    """Write a partition; its rows, and its Parquet footer as a file."""
+    name, number = task
+    table = reduce.rows.read(name, number, number + 1).drop_columns([_PARTITION]).sort_by(_SORT)
+    table = table.cast(load_table("catalogue").arrow)
+    footers: list[pq.FileMetaData] = []
+    with (
+        reduce.target.open_output(f"{name}/{_partition_file(reduce.places[name][number])}") as file,
+        pq.ParquetWriter(file, table.schema, compression="zstd", metadata_collector=footers) as writer,
+    ):
+        writer.write_table(table, row_group_size=20_000)
+    footer = io.BytesIO()
+    footers[0].write_metadata_file(footer)
+    return table.num_rows, footer.getvalue()

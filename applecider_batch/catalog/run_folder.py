@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -180,11 +180,9 @@ class RunFolder:
         _check_rows(table, shard, self.run_id, self._where(shard))
         return table
 
-    def side_tables(self, name: str) -> Iterator[pa.Table]:
-        """Rows of a side table, shard by shard, each checked against its commit record."""
-        for shard in self.shards:
-            if shard.shard_id in self.commits:
-                yield self._committed(shard, self.commits[shard.shard_id]["side"][name], name)
+    def read_side(self, shard: Shard, name: str) -> pa.Table:
+        """Rows of a committed shard's side table, checked against its commit record."""
+        return self._committed(shard, self.commits[shard.shard_id]["side"][name], name)
 
     def _where(self, shard: Shard) -> str:
         return f"shard {shard.shard_id} of '{self.store.url}'"

@@ -14,6 +14,7 @@ from applecider_batch.catalog.funnel import Funnel
 from applecider_batch.taxonomy import CLASSES, GATES
 
 FULL = "full"
+_NUMBERS = ("rows", "objects", "episodes", "rows_in_error", "_without_position", "_untrained", "_simulated")
 
 
 def horizon_label(days: float | None) -> str:
@@ -75,6 +76,16 @@ class Summary:
         self._known.update(_counts(episodes.column("known_status")))
         self._funnel.update(episodes)
 
+    def add(self, other: Summary) -> None:
+        """Count what another one, of other objects, has counted."""
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for horizon, counter in other._by_horizon.items():
+            self._by_horizon.setdefault(horizon, Counter()).update(counter)
+        for name in ("_gates", "_modalities", "_errors", "_known"):
+            getattr(self, name).update(getattr(other, name))
+        self._funnel.add(other._funnel)
+
     @classmethod
     def from_dict(cls, counts: Mapping[str, Any], own_cuts: Mapping[str, Any] | None = None) -> Summary:
         """The inverse of :meth:`as_dict`, to go on from."""
@@ -91,9 +102,7 @@ class Summary:
 
     def remove(self, other: Summary) -> None:
         """Take out what another summary counts."""
-        for name in ("rows", "objects", "episodes", "rows_in_error"):
-            setattr(self, name, getattr(self, name) - getattr(other, name))
-        for name in ("_without_position", "_untrained", "_simulated"):
+        for name in _NUMBERS:
             setattr(self, name, getattr(self, name) - getattr(other, name))
         for name in ("_gates", "_modalities", "_errors", "_known"):
             getattr(self, name).subtract(getattr(other, name))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from applecider_batch.cli.executors import AddressOption, Executor, ExecutorOption, TasksOption
 from applecider_batch.cli.output import (
     Format,
     FormatOption,
@@ -88,18 +89,25 @@ def ingest(
             help="Light-curve table: Parquet, CSV, ASCII or FITS; may be repeated.",
         ),
     ] = None,
-    memory: Annotated[int, typer.Option(min=64, metavar="MIB", help="Memory for sorting, in MiB.")] = 256,
+    memory: Annotated[
+        int, typer.Option(min=64, metavar="MIB", help="Memory for sorting, in MiB, of every process.")
+    ] = 256,
+    executor: ExecutorOption = Executor.serial,
+    address: AddressOption = None,
+    workers: TasksOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
 ) -> None:
     """Store alert packets, light curves and spectra; each packet is decoded once and for all.
 
-    The same source twice changes nothing. Exit code 3: something was set aside (see 'archive info').
+    The same source twice changes nothing. With Ray, tasks read sources and write parts; the bytes are the
+    same. Exit code 3: something was set aside (see 'archive info').
 
     Example: applecider-batch ingest ztf_public_20240519.tar.gz --archive ARCHIVE
     """
     from applecider_batch.archive.ingest import ingest as run
+    from applecider_batch.engine.ray_spread import open_spread
     from applecider_batch.errors import UsageError
     from applecider_batch.logs import Progress
 
@@ -108,7 +116,10 @@ def ingest(
             "Nothing to ingest was given.",
             hint="Give at least one SOURCE, --spectra FILE or --photometry FILE.",
         )
-    with Progress("ingest", unit="packets", enabled=not quiet) as progress:
+    with (
+        open_spread(executor.value, address, workers) as spread,
+        Progress("ingest", unit="packets", enabled=not quiet) as progress,
+    ):
         result = run(
             sources or [],
             archive,
@@ -117,6 +128,7 @@ def ingest(
             storage_options=parse_storage_options(storage_option),
             memory_bytes=memory << 20,
             progress=progress,
+            spread=spread,
         )
     if format is Format.human:
         say(
@@ -171,6 +183,9 @@ def compact(
     full: Annotated[
         bool, typer.Option("--full", help="Merge everything, not only tiers that are full.")
     ] = False,
+    executor: ExecutorOption = Executor.serial,
+    address: AddressOption = None,
+    workers: TasksOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
@@ -180,10 +195,15 @@ def compact(
     Example: applecider-batch archive compact ARCHIVE
     """
     from applecider_batch.archive.compact import compact as run
+    from applecider_batch.engine.ray_spread import open_spread
     from applecider_batch.logs import Progress
 
-    with Progress("compact", unit="rows", enabled=not quiet) as progress:
-        result = run(url, full=full, storage_options=parse_storage_options(storage_option), progress=progress)
+    options = parse_storage_options(storage_option)
+    with (
+        open_spread(executor.value, address, workers) as spread,
+        Progress("compact", unit="rows", enabled=not quiet) as progress,
+    ):
+        result = run(url, full=full, storage_options=options, progress=progress, spread=spread)
     answer(result, format, next_command=f"applecider-batch archive gc {url}")
 
 

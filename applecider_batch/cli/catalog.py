@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from applecider_batch.cli.executors import AddressOption, Executor, ExecutorOption, TasksOption
 from applecider_batch.cli.output import Format, FormatOption, StorageOption, answer, parse_storage_options
 from applecider_batch.errors import EXIT_REFUSED, EXIT_SET_ASIDE
 
@@ -52,6 +53,9 @@ def build(
         tuple[float, float], typer.Option("--window", help="Days after the first detection: FROM TO.")
     ] = (-30.0, 100.0),
     late_after: Annotated[float, typer.Option("--late-after", help="Days until a report is late.")] = 10.0,
+    executor: ExecutorOption = Executor.serial,
+    address: AddressOption = None,
+    workers: TasksOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -63,17 +67,20 @@ def build(
     from applecider_batch.catalog.crossmatch import MatchOptions
     from applecider_batch.catalog.funnel import funnel_table
     from applecider_batch.catalog.known import parse_known, read_known
+    from applecider_batch.engine.ray_spread import open_spread
 
     options = parse_storage_options(storage_option)
     lists = [(kind, file) for kind, file in map(parse_known, known or ())]
-    result = build_catalog(
-        run,
-        out,
-        allow_partial=allow_partial,
-        storage_options=options,
-        known=[read_known(file, kind, storage_options=options) for kind, file in lists],
-        match=MatchOptions(match_radius, window, late_after),
-    )
+    with open_spread(executor.value, address, workers) as spread:
+        result = build_catalog(
+            run,
+            out,
+            allow_partial=allow_partial,
+            storage_options=options,
+            known=[read_known(file, kind, storage_options=options) for kind, file in lists],
+            match=MatchOptions(match_radius, window, late_after),
+            spread=spread,
+        )
     if format is not Format.json:
         result["funnel"] = funnel_table(result["funnel_by_year"])
     answer(
@@ -107,6 +114,11 @@ def export(
     catalog: CatalogArgument,
     out: Annotated[str, typer.Option("--out", metavar="PATH", help="File or folder to write.")],
     to: Annotated[ExportFormat, typer.Option("--to", help="Format; hats writes one catalogue per horizon.")],
+    executor: Annotated[
+        Executor, typer.Option("--executor", help="One process, or a Ray cluster (for hats).")
+    ] = Executor.serial,
+    address: AddressOption = None,
+    workers: TasksOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
@@ -115,10 +127,15 @@ def export(
     Example: applecider-batch catalog export CATALOG --to csv --out catalogue.csv
     """
     from applecider_batch.catalog.export import export_catalog
+    from applecider_batch.engine.ray_spread import open_spread
+    from applecider_batch.errors import UsageError
 
-    answer(
-        export_catalog(catalog, out, to.value, storage_options=parse_storage_options(storage_option)), format
-    )
+    if executor is Executor.ray and to is not ExportFormat.hats:
+        raise UsageError(f"Only hats is exported by a Ray cluster; {to.value} is one file.")
+    options = parse_storage_options(storage_option)
+    with open_spread(executor.value, address, workers) as spread:
+        result = export_catalog(catalog, out, to.value, storage_options=options, spread=spread)
+    answer(result, format)
 
 
 @catalog_app.command("query")

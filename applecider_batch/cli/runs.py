@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from applecider_batch.cli.executors import AddressOption, Executor, ExecutorOption
 from applecider_batch.cli.output import (
     Format,
     FormatOption,
@@ -17,13 +18,6 @@ from applecider_batch.cli.output import (
     say,
 )
 from applecider_batch.errors import EXIT_SET_ASIDE
-
-
-class Executor(StrEnum):
-    """Where the work is done."""
-
-    serial = "serial"
-    ray = "ray"
 
 
 class NumberType(StrEnum):
@@ -198,10 +192,8 @@ def classify(
     models: ModelsOption,
     run: Annotated[str, typer.Option("--run", metavar="URL", help="The run folder; resumed if it is there.")],
     horizons: HorizonsOption = "3,10,30,full",
-    executor: Annotated[Executor, typer.Option(help="One process, or a Ray cluster.")] = Executor.serial,
-    address: Annotated[
-        str | None, typer.Option(help="Ray address ('auto', host:port); none starts Ray on this machine.")
-    ] = None,
+    executor: ExecutorOption = Executor.serial,
+    address: AddressOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Shard workers; none chooses by the CPUs.")
     ] = None,

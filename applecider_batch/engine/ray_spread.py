@@ -139,7 +139,7 @@ class RaySpread:
                     said = str(error).splitlines()[0]
                     if each.attempts >= ATTEMPTS:
                         raise ClusterError(
-                            f"A task was given up: its process or node died {ATTEMPTS} times, the last: {said}",
+                            f"A task was given up, its process or node died {ATTEMPTS} times: {said}",
                             hint="Look at the cluster's memory and disks, or use fewer workers.",
                         ) from error
                     _log.warning("A task died and is done again: %s", said)

@@ -34,9 +34,9 @@ FOLDER_VARIABLE = "APPLECIDER_BATCH_JOB_FOLDER"
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
-# Verbs that hand their work to other processes of the cluster; the others compute where they run, and are
-# given a node that has a CPU (a head without workload has none).
-SPREADING: tuple[str, ...] = ("classify",)
+# Verbs that hand their work to other processes of the cluster. Training computes where it runs and is given a
+# node that has a CPU (a head without workload has none).
+SPREADING: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build")
 
 _log = get_logger(__name__)
 

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from applecider_batch.catalog.build import _Hashing, build_catalog
+from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.funnel import STEPS, funnel_table
+from applecider_batch.catalog.parts import _Hashing
 from applecider_batch.catalog.read import read_catalog, read_table
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.errors import UserError

@@ -15,7 +15,8 @@ import pytest
 
 from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.export import export_catalog
-from applecider_batch.catalog.hats_export import empty_pixels, export_hats, partition_pixels
+from applecider_batch.catalog.hats_export import export_hats
+from applecider_batch.catalog.hats_pixels import empty_pixels, partition_pixels
 from applecider_batch.catalog.read import read_catalog, read_table
 from applecider_batch.catalog.store import open_catalog
 from applecider_batch.errors import UserError
