@@ -1,6 +1,6 @@
 """Simulated against real distributions: how far apart, in numbers and pictures.
 
-    python -m benchmarks.realism DATA WORK [--objects 1500] [--nights 120] [--seed 3] [--page PAGE]
+    python -m benchmarks.realism DATA WORK [--objects 800] [--nights 120] [--seed 3] [--page PAGE]
 
 DATA is the folder of the real data, WORK a folder for archives (what is there is used again). Compared are
 objects of the same class: light curves within 60 d of the first detection, alerts with their metadata, stamps
@@ -267,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--objects", type=int, default=1500)
+    parser.add_argument("--objects", type=int, default=800)
     parser.add_argument("--nights", type=int, default=120)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--page", type=Path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ from applecider_batch.cli import (
     gate,
     jobs,
     models,
+    project,
     runs,
     training,
 )
@@ -59,7 +61,20 @@ def _root(
     configure_logging(level, as_json=os.environ.get("APPLECIDER_BATCH_LOG") == "json")
 
 
-for group in (demo, archive, runs, jobs, catalog, candidates, models, training, anomaly, gate, doctor):
+for group in (
+    demo,
+    project,
+    archive,
+    runs,
+    jobs,
+    catalog,
+    candidates,
+    models,
+    training,
+    anomaly,
+    gate,
+    doctor,
+):
     group.register(app)
 
 
@@ -80,7 +95,10 @@ def run(arguments: list[str]) -> int:
     debug = os.environ.get("APPLECIDER_BATCH_DEBUG") == "1"
     as_json = ("json" in arguments and "--format" in arguments) or "--format=json" in arguments
     try:
-        result = app(args=arguments, prog_name="applecider-batch", standalone_mode=False)
+        command = typer.main.get_command(app)
+        file = Path(project.FILE)
+        own = project.default_map(command, project.read_defaults(file)) if file.is_file() else None
+        result = command(args=arguments, prog_name="applecider-batch", standalone_mode=False, default_map=own)
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return stop.exit_code

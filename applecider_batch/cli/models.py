@@ -40,16 +40,27 @@ def init(
             help="A further network beside the main ones, not in use; repeatable (informer, spectra_image).",
         ),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="SET", help="Copy this set instead, for example compact."),
+    ] = None,
     format: FormatOption = Format.human,
 ) -> None:
-    """Write a seeded model set with UNTRAINED weights: it proves the machinery, not the classes.
+    """Write a seeded model set with UNTRAINED weights, which proves the machinery, or copy a set.
 
-    Example: applecider-batch models init MODELS --network informer
+    The packaged set, compact, is trained; a copy of it can be trained on and calibrated.
+
+    Example: applecider-batch models init MODELS --from compact
     """
     from applecider_batch.models.model_set import init_model_set
+    from applecider_batch.models.use import copy_set
 
-    model_set = init_model_set(folder, profile=profile.value, seed=seed, networks=tuple(network or ()))
-    say("Warning: these weights are untrained; every catalogue row made with them says trained = false.")
+    if source is not None:
+        model_set = copy_set(source, folder)
+    else:
+        model_set = init_model_set(folder, profile=profile.value, seed=seed, networks=tuple(network or ()))
+    if not model_set.trained:
+        say("Warning: these weights are untrained; every catalogue row made with them says trained = false.")
     answer(
         model_set.summary(),
         format,

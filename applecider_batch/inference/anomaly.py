@@ -42,8 +42,8 @@ class Neighbours:
     mean : ndarray, float64, shape (D,)
     whiten : ndarray, float64, shape (D, D)
         (latent - mean) @ whiten has unit covariance within the classes.
-    points : ndarray, float32, shape (n, D)
-        At most ``MAX_POINTS``.
+    points : ndarray, float16, shape (n, D)
+        At most ``MAX_POINTS``; scores are computed in double precision from these.
     """
 
     mean: np.ndarray
@@ -147,7 +147,7 @@ def _fit_neighbours(latent: np.ndarray, classes: np.ndarray, seed: int) -> Neigh
     whiten = np.linalg.cholesky(np.linalg.inv(covariance))
     mean = wide.mean(axis=0)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(wide))[:MAX_POINTS])
-    return Neighbours(mean, whiten, ((wide[chosen] - mean) @ whiten).astype(np.float32))
+    return Neighbours(mean, whiten, ((wide[chosen] - mean) @ whiten).astype(np.float16))
 
 
 def item_scores(outputs: Any, modality: str, scorer: LatentScorer | None) -> np.ndarray:

@@ -10,6 +10,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from applecider_batch.errors import UserError
@@ -23,6 +24,8 @@ SET_FORMAT = "applecider-batch model set 1"
 MANIFEST = "model_set.toml"
 CALIBRATION = "calibration.json"
 GATE = "gate.safetensors"
+#: Where model sets that come with the package lie.
+PACKAGED = Path(__file__).resolve().parent / "sets"
 IDENTITY_CALIBRATION: dict[str, Any] = {
     "format": "applecider-batch calibration 1",
     "calibrated": False,
@@ -91,8 +94,14 @@ def save_set(
 
     ``entries`` are manifest items as :func:`write_network` returns them; ``calibration`` the document's
     bytes, None to keep what is there; ``anomaly`` a mapping with ``file`` and ``sha256``; ``gate`` the
-    learned gate's bytes, None to keep what is there: it knows nothing of the networks.
+    learned gate's bytes, None to keep what is there: it knows nothing of the networks. A set that comes
+    with the package is not changed.
     """
+    if store.is_local and PACKAGED in Path(store.path()).resolve().parents:
+        raise UserError(
+            f"The model set '{name}' comes with the package and is not changed.",
+            hint=f"Make a copy of your own first: 'applecider-batch models init MODELS --from {name}'.",
+        )
     kept = read_manifest(store).get("gate") if store.exists(MANIFEST) else None
     if gate is not None:
         store.write_atomic(GATE, gate)

@@ -28,7 +28,14 @@ from applecider_batch.features.gate_model import LearnedGate
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
-from applecider_batch.models.manifest import MANIFEST, checked_bytes, read_manifest, save_set, sha256
+from applecider_batch.models.manifest import (
+    MANIFEST,
+    PACKAGED,
+    checked_bytes,
+    read_manifest,
+    save_set,
+    sha256,
+)
 from applecider_batch.models.seeding import write_untrained
 from applecider_batch.storage import Store, json_bytes
 
@@ -53,11 +60,13 @@ class NetworkEntry:
         return f"{self.store.url}/{self.card.weights}"
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, checked against their digest."""
+        """The weights, checked against their digest; those stored in half precision in single."""
         import safetensors.torch
+        import torch
 
         data = checked_bytes(self.store, self.card.weights, self.card.weights_sha256)
-        return safetensors.torch.load(data)
+        found = safetensors.torch.load(data)
+        return {name: t.float() if t.dtype == torch.float16 else t for name, t in found.items()}
 
     def training_ids(self) -> frozenset[str] | None:
         """Names of the objects that trained the network, None where its card names none."""
@@ -262,20 +271,15 @@ class ModelSet:
         )
 
 
-def packaged_folder() -> Path:
-    """Where model sets that come with the package lie."""
-    return Path(__file__).resolve().parent / "sets"
-
-
 def find_set(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> Store:
     """The folder of a set: a path or URL, or the name of a packaged one; UserError if there is none."""
-    for url in (path, packaged_folder() / str(path)):
+    for url in (path, PACKAGED / str(path)):
         store = Store(url, storage_options)
         if store.exists(MANIFEST):
             return store
         if "://" in str(path):
             break
-    packaged = sorted(p.parent.name for p in packaged_folder().glob(f"*/{MANIFEST}"))
+    packaged = sorted(p.parent.name for p in PACKAGED.glob(f"*/{MANIFEST}"))
     raise UserError(
         f"There is no model set '{path}': no folder with a {MANIFEST} of that path, and the packaged sets"
         f" are: {', '.join(packaged) or 'none'}.",
@@ -383,7 +387,7 @@ def list_model_sets(
     """Sets directly below a folder, and the packaged ones: a summary each, or the error, sorted by name."""
     bases = [Store(folder, storage_options)] if folder is not None else []
     found: list[dict[str, Any]] = []
-    for base in (*bases, Store(packaged_folder())):
+    for base in (*bases, Store(PACKAGED)):
         for rel in base.ls():
             below = base.join(rel)
             if not below.exists(MANIFEST):

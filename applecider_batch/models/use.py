@@ -1,4 +1,4 @@
-"""Choosing the network that a model set uses for a modality."""
+"""A set of one's own: a copy of another one, and the network that it uses for a modality."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from applecider_batch.errors import UserError
-from applecider_batch.models.manifest import IDENTITY_CALIBRATION, read_manifest, save_set
+from applecider_batch.models.manifest import IDENTITY_CALIBRATION, MANIFEST, read_manifest, save_set
 from applecider_batch.models.model_set import ModelSet
-from applecider_batch.storage import json_bytes
+from applecider_batch.storage import Store, json_bytes
+
+
+def copy_set(source: str | Path, path: str | Path) -> ModelSet:
+    """Copy a model set, checked, to a folder or URL where there is none; returns the copy.
+
+    Raises
+    ------
+    UserError
+        If there is no such set, a file of it was changed, or there is a set at `path` already.
+    """
+    original, store = ModelSet.load(source).store, Store(path)
+    if store.exists(MANIFEST):
+        raise UserError(f"There is a model set at '{store.url}' already.", hint="Choose another path.")
+    for name in sorted(original.walk(), key=lambda name: name == MANIFEST):  # the manifest last
+        store.write_atomic(name, original.read_bytes(name))
+    return ModelSet.load(path)
 
 
 def use_network(
