@@ -12,6 +12,7 @@ EXIT_USAGE = 2
 EXIT_SET_ASIDE = 3
 EXIT_REFUSED = 4
 EXIT_CLUSTER = 5
+EXIT_INTERRUPTED = 130
 
 
 class AppleciderError(Exception):

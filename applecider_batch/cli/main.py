@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from applecider_batch.cli import (
     runs,
     training,
 )
-from applecider_batch.errors import EXIT_INTERNAL, EXIT_USAGE, AppleciderError
+from applecider_batch.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, AppleciderError
 
 app = typer.Typer(
     name="applecider-batch",
@@ -99,14 +100,13 @@ def run(arguments: list[str]) -> int:
         file = Path(project.FILE)
         own = project.default_map(command, project.read_defaults(file)) if file.is_file() else None
         result = command(args=arguments, prog_name="applecider-batch", standalone_mode=False, default_map=own)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        # The parser turns Ctrl-C into this code and says nothing.
+        return _interrupted(arguments, as_json) if code == EXIT_INTERRUPTED else code
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _complain(
-            "Interrupted; what is committed is safe.", "Run the same command again to go on.", as_json, 130
-        )
-        return 130
+        return _interrupted(arguments, as_json)
     except TyperException as error:
         show = getattr(error, "show", None)
         if show is None:
@@ -130,6 +130,12 @@ def run(arguments: list[str]) -> int:
             EXIT_INTERNAL,
         )
         return EXIT_INTERNAL
+
+
+def _interrupted(arguments: list[str], as_json: bool) -> int:
+    hint = f"Run the same command again to go on: applecider-batch {shlex.join(arguments)}"
+    _complain("Interrupted; what is committed is safe.", hint, as_json, EXIT_INTERRUPTED)
+    return EXIT_INTERRUPTED
 
 
 def _complain(message: str, hint: str | None, as_json: bool, code: int) -> None:
