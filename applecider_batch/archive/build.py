@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive.parts import PartWriter, sort_rows
+from applecider_batch.archive.parts import PartWriter, part_schema, sort_rows
 from applecider_batch.archive.resolve import Resolution, pairs_of
 from applecider_batch.archive.snapshot import PartRecord
 from applecider_batch.archive.spill import Sorted
@@ -24,11 +24,11 @@ def stretches_of_parts(
 ) -> list[tuple[int, list[tuple[int, int]]]]:
     """The hash ranges of each part, with the part's number.
 
-    Ranges hold about ``range_bytes`` of rows each. As rows take less room in a file than in memory, no file
-    of a part grows beyond ``part_bytes``; and since nothing of this depends on how well they compress, every
-    part can be written by itself.
+    Ranges hold about ``range_bytes`` of rows each, some a little more. As rows take no more room in a file
+    than in memory, and an eighth is left free, no file of a part grows beyond ``part_bytes``; and since
+    nothing of this depends on how well they compress, every part can be written by itself.
     """
-    count = max(1, part_bytes // range_bytes)
+    count = max(1, (part_bytes - part_bytes // 8) // range_bytes)
     return list(enumerate(list(ranges[at : at + count]) for at in range(0, len(ranges), count)))
 
 
@@ -128,7 +128,7 @@ class IngestAssembler:
 
     def _stamps(self, resolution: Resolution, lo: int, hi: int) -> pa.Table:
         if "stamps" not in self._spill.names:
-            return load_table("stamps").empty()
+            return part_schema("stamps").empty_table()
         rows = self._spill.read("stamps", lo, hi)
         store, _, _ = resolution.decide(pairs_of(rows))
         return distinct_packets(rows.filter(pa.array(store)), "stamps")

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from applecider_batch.archive.parts import PartReader
+from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.snapshot import ArchiveError, Change, PartRecord, Snapshot
 from applecider_batch.digest import digest128
 from applecider_batch.storage import Store

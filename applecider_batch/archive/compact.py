@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from applecider_batch.archive.build import distinct_packets, distinct_rows, stretches_of_parts, write_part
-from applecider_batch.archive.parts import PART_BYTES, PartReader, sort_rows
+from applecider_batch.archive.part_reader import PartReader
+from applecider_batch.archive.parts import LAYOUT, PART_BYTES, part_schema, sort_rows
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.resolve import pairs_of
 from applecider_batch.archive.snapshot import PartRecord, Snapshot, SnapshotMoved, load_snapshot, open_archive
@@ -24,7 +25,6 @@ from applecider_batch.archive.stage import commit, range_bytes
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import InternalError
-from applecider_batch.schema import load_table
 from applecider_batch.spread import Here, ProgressLike, Spread, Update
 from applecider_batch.storage import Store
 
@@ -123,7 +123,7 @@ def _merge(
     target = range_bytes(memory_bytes, part_bytes)
     ranges = mine.ranges(target)
     run = json_digest(
-        ["compact", 2, sorted(p.part_id for p in chosen), [f"{lo:x}" for lo, _ in ranges], part_bytes]
+        ["compact", LAYOUT, sorted(p.part_id for p in chosen), [f"{lo:x}" for lo, _ in ranges], part_bytes]
     )
     merge = _Merge(run, Archive(store, snapshot), mine)
     tasks = stretches_of_parts(ranges, target, part_bytes)
@@ -208,7 +208,7 @@ class _Merger:
         return sort_rows(name, rows)
 
     def _read(self, name: str, lo: int, hi: int) -> pa.Table:
-        return pa.concat_tables([load_table(name).empty(), *read_parts(self.mine.parts, name, lo, hi)])
+        return pa.concat_tables([part_schema(name).empty_table(), *read_parts(self.mine.parts, name, lo, hi)])
 
 
 def read_parts(parts: list[PartReader], name: str, lo: int, hi: int) -> Iterator[pa.Table]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive.parts import PartReader
+from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.resolve import pairs_of
 from applecider_batch.archive.snapshot import Snapshot
 from applecider_batch.schema import load_table

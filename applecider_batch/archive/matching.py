@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.objects import ObjectPositions, object_positions
-from applecider_batch.archive.parts import PartReader
+from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.snapshot import Snapshot
 from applecider_batch.digest import hash64
 from applecider_batch.schema import load_table

@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.build import distinct_rows
-from applecider_batch.archive.parts import HISTOGRAM_BITS, SORT_KEYS, PartReader, sort_rows
+from applecider_batch.archive.part_reader import PartReader
+from applecider_batch.archive.parts import HISTOGRAM_BITS, SORT_KEYS, part_schema, sort_rows
 from applecider_batch.archive.resolve import pairs_of
-from applecider_batch.archive.snapshot import Snapshot, load_snapshot, open_archive
+from applecider_batch.archive.snapshot import ArchiveError, Snapshot, load_snapshot, open_archive
 from applecider_batch.archive.spill import cut_ranges
+from applecider_batch.archive.stamp_blocks import COLUMNS as STAMPS
+from applecider_batch.archive.stamp_blocks import unpack
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import hash64_one
 from applecider_batch.schema import load_table
@@ -158,7 +161,8 @@ class Archive:
         wanted = list(columns) if columns is not None else schema.names
         keys = ["hash64", "objectId", "jd", "candid", "packet_digest"]
         needed = [column for column in schema.names if column in wanted or column in keys]
-        return self._resolve(name, self._pieces(name, lo, hi, needed), lost, needed).select(wanted)
+        rows = self._resolve(name, self._pieces(name, lo, hi, needed), lost, needed).select(wanted)
+        return self._unpacked(rows) if name == "stamps" else rows
 
     def read_photometry(self, lo: int, hi: int) -> pa.Table:
         """The stitched photometry of a hash range."""
@@ -197,7 +201,7 @@ class Archive:
         for part in self.parts:
             if part.overlaps("stamps", lo, hi):
                 pieces.extend(_stamps_of(part, lo, hi, wanted))
-        return self._resolve("stamps", pieces, self.duplicates(lo, hi))
+        return self._unpacked(self._resolve("stamps", pieces, self.duplicates(lo, hi)))
 
     def read_object(self, object_id: str) -> ShardData:
         """Everything of one object, stamps included."""
@@ -260,11 +264,20 @@ class Archive:
         tables = (part.read(name, lo, hi, wanted) for part in self.parts if part.overlaps(name, lo, hi))
         return [table for table in tables if table.num_rows]
 
+    def _unpacked(self, stamps: pa.Table) -> pa.Table:
+        try:
+            return unpack(stamps)
+        except ValueError as error:
+            raise ArchiveError(
+                f"The archive '{self.store.url}' holds a damaged stamp: {error}.",
+                hint=f"Check with: applecider-batch archive verify --deep {self.store.url}",
+            ) from error
+
     def _resolve(
         self, name: str, pieces: list[pa.Table], lost: np.ndarray, columns: list[str] | None = None
     ) -> pa.Table:
         """Leave out superseded packets and bring the pieces of several parts into order."""
-        empty = load_table(name).empty()
+        empty = part_schema(name).empty_table()
         pieces.sort(key=lambda piece: int(piece.column("hash64")[0].as_py()))
         table = pa.concat_tables([empty.select(columns) if columns is not None else empty, *pieces])
         if len(lost):
@@ -281,7 +294,8 @@ def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[
     groups = part.groups("stamps", lo, hi)
     if not groups:
         return []
-    keys = part.read_groups("stamps", groups, ["hash64", "candid"])
+    names = part_schema("stamps").names
+    keys = part.read_groups("stamps", groups, [name for name in names if name not in STAMPS])
     hashes = keys.column("hash64").to_numpy()
     mask = np.isin(keys.column("candid").to_numpy(), candids)
     mask &= (hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1))
@@ -289,8 +303,11 @@ def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[
     needed = np.unique(group_of_row[mask])
     if not len(needed):
         return []
-    rows = part.read_groups("stamps", [groups[number] for number in needed])
-    return [_chosen(rows, mask[np.isin(group_of_row, needed)])]
+    blocks = part.read_groups("stamps", [groups[number] for number in needed], STAMPS)
+    rows = keys.filter(pa.array(np.isin(group_of_row, needed)))
+    for name in STAMPS:
+        rows = rows.append_column(blocks.schema.field(name), blocks.column(name))
+    return [_chosen(rows.select(names), mask[np.isin(group_of_row, needed)])]
 
 
 def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:

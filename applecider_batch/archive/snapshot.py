@@ -24,7 +24,9 @@ from applecider_batch.errors import UserError
 from applecider_batch.storage import Store, json_bytes
 
 FORMAT = "applecider-batch archive"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Version 1 held stamps as lists of pixels; its parts stay as they are until they are compacted."""
 MARKER = "archive.json"
 _SNAPSHOT_NAME = re.compile(r"^(\d{8})\.json$")
 
@@ -291,10 +293,10 @@ def load_snapshot(store: Store, number: int | None = None) -> Snapshot:
         raise ArchiveError(f"The archive '{store.url}' has no snapshot {number}; it has {present or 'none'}.")
     value = store.read_json(snapshot_file(number))
     try:
-        if value["version"] != FORMAT_VERSION:
+        if value["version"] not in READABLE:
             raise ArchiveError(
                 f"Snapshot {number} of '{store.url}' has format version {value['version']}; "
-                f"this program reads {FORMAT_VERSION}."
+                f"this program reads {' and '.join(map(str, READABLE))}."
             )
         snapshot = Snapshot.from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -347,10 +349,10 @@ def open_archive(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         ) from None
     if not isinstance(marker, dict) or marker.get("format") != FORMAT:
         raise ArchiveError(f"'{url}' is not an archive: its archive.json says {marker!r}.")
-    if marker.get("version") != FORMAT_VERSION:
+    if marker.get("version") not in READABLE:
         raise ArchiveError(
             f"The archive '{url}' has format version {marker.get('version')}; "
-            f"this program reads {FORMAT_VERSION}."
+            f"this program reads {' and '.join(map(str, READABLE))}."
         )
     return store
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from applecider_batch.archive.build import IngestAssembler, Written, stretches_of_parts, write_part
 from applecider_batch.archive.changes import with_change
+from applecider_batch.archive.parts import LAYOUT
 from applecider_batch.archive.resolve import Resolution
 from applecider_batch.archive.snapshot import (
     ArchiveError,
@@ -21,6 +22,7 @@ from applecider_batch.archive.snapshot import (
     load_snapshot,
 )
 from applecider_batch.archive.spill import Sorted, Spill, cut_ranges
+from applecider_batch.archive.stamp_blocks import pack
 from applecider_batch.digest import MultisetDigest, hash64, json_digest, table_digest
 from applecider_batch.schema import load_table
 from applecider_batch.spread import Spread, Update
@@ -56,10 +58,11 @@ def spill_rows(spill: Spill, name: str, table: pa.Table) -> None:
 
 
 def conform_with_hash(name: str, table: pa.Table) -> pa.Table:
-    """A table in its schema; ``hash64`` is filled in where it is absent."""
+    """A table in the schema that parts have; ``hash64`` is filled in where it is absent."""
     if "hash64" not in table.column_names:
         table = table.append_column("hash64", pa.array(hash64(table.column("objectId"))))
-    return load_table(name).conform(table)
+    rows = load_table(name).conform(table)
+    return pack(rows) if name == "stamps" else rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class PartBuilder:
         ranges = cut_ranges(self._rows.stretches(), target)
         cuts = [f"{lo:x}" for lo, _ in ranges]
         extra = table_digest(spectra, ["objectId", "spec_id"]) if spectra is not None and len(spectra) else ""
-        run = json_digest(["ingest", 2, self._sources, salt, extra, cuts, settings.part_bytes])
+        run = json_digest(["ingest", LAYOUT, self._sources, salt, extra, cuts, settings.part_bytes])
         if run == self._run:
             return
         sources = _Sources(settings.store, run, self._rows, resolution, spectra)

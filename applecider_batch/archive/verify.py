@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.changes import read_change
-from applecider_batch.archive.parts import SORT_KEYS, PartReader
+from applecider_batch.archive.part_reader import PartReader
+from applecider_batch.archive.parts import SORT_KEYS
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.resolve import pair_digest, pairs_of
 from applecider_batch.archive.snapshot import ArchiveError, Snapshot, snapshot_ids
+from applecider_batch.archive.stamp_blocks import unpack
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import MultisetDigest, hash64
 from applecider_batch.errors import StorageError
@@ -169,7 +171,10 @@ def _check_rows(part: PartReader, name: str, deep: bool, found: _Findings) -> No
         )
         last = joined.slice(joined.num_rows - 1)
         if deep and name == "stamps":
-            _check_shapes(table, path, group, found)
+            try:
+                _check_shapes(unpack(table), path, group, found)
+            except ValueError as error:
+                found.problems.append(f"{path}: row group {group} holds a damaged stamp: {error}.")
     if deep and name == "photometry":
         _check_stitched(part, path, found)
 

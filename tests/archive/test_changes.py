@@ -85,7 +85,8 @@ def test_a_point_ahead_of_the_alerts_counts_when_they_reach_it(tmp_path: Path) -
         [Source("s0", night_of(0, range(5)))], url, photometry=[curves("c", {"X": 1.5, "Y": 9.0, "Z": -3.0})]
     )
     old = load_snapshot(store)
-    assert old.jd_max is not None and old.jd_max < JD0 + 1
+    assert old.jd_max is not None
+    assert old.jd_max < JD0 + 1
     ingest([Source("s1", [Packet("ZTF20a000001", 2)])], url)
     now = changed_objects(store, load_snapshot(store), old.logical_digest)
     assert set(names("ZTF20a000001", "X")) <= set(now.tolist()) <= set(names("ZTF20a000001", "X", "Y"))

@@ -82,10 +82,10 @@ def test_compaction_keeps_the_content_and_the_digest(tmp_path: Path) -> None:
 def test_little_memory_and_small_parts_change_no_content(tmp_path: Path) -> None:
     build(tmp_path)
     before = everything(tmp_path)
-    compact(str(tmp_path), memory_bytes=1 << 20, part_bytes=4 << 20)
+    compact(str(tmp_path), memory_bytes=1 << 20, part_bytes=3 << 20)
     snapshot = load_snapshot(Store(tmp_path))
     assert len(snapshot.parts) > 1
-    assert all(table.bytes <= 4 << 20 for part in snapshot.parts for table in part.tables.values())
+    assert all(table.bytes <= 3 << 20 for part in snapshot.parts for table in part.tables.values())
     assert everything(tmp_path) == before
     assert verify(str(tmp_path), deep=True)["problems"] == []
 

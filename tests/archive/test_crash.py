@@ -56,7 +56,7 @@ def ingest_second(url: str) -> None:
         Packet("ZTF20a000001", 3, note="x", forced=[(n, 1.0) for n in range(3)]),
     ]
     source = Source("s1", packets, [bad_packet("s1", "x.avro")])
-    ingest([source], url, memory_bytes=1 << 20, part_bytes=4 << 20)
+    ingest([source], url, memory_bytes=1 << 20, part_bytes=3 << 20)
 
 
 def _kill(url: Path, verb: str, moment: str, count: int) -> None:

@@ -160,11 +160,12 @@ def test_memory_and_part_sizes_change_no_content(tmp_path: Path) -> None:
     sources = nights(6, objects=60)
     ingest(sources, str(tmp_path / "large"))
     limit = 4 << 20
-    ingest(sources, str(tmp_path / "small"), memory_bytes=1 << 20, part_bytes=limit, commit_bytes=5 << 20)
+    ingest(sources, str(tmp_path / "small"), memory_bytes=1 << 20, part_bytes=limit, commit_bytes=8 << 20)
     small = load_snapshot(Store(tmp_path / "small"))
     assert small.id > 1  # committed several times on the way
     assert max(Counter(part.run for part in small.parts).values()) > 1  # an ingest in several parts
-    assert all(table.bytes <= limit for part in small.parts for table in part.tables.values())
+    # Ranges are cut by what lies in them on average, and an object of these, 230 kB, is never cut.
+    assert all(table.bytes <= limit + (1 << 20) for part in small.parts for table in part.tables.values())
     assert everything(tmp_path / "small") == everything(tmp_path / "large")
     assert small.logical_digest == load_snapshot(Store(tmp_path / "large")).logical_digest
     assert_sound(tmp_path / "small")

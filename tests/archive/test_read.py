@@ -11,7 +11,7 @@ import pytest
 
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.objects import NO_POSITION, objects_table
-from applecider_batch.archive.parts import PartReader
+from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import HASH64_END, hash64, hash64_one

@@ -114,6 +114,6 @@ def test_a_snapshot_that_is_not_there_or_damaged_is_told(tmp_path: Path) -> None
     path.write_text(json.dumps(whole | {"packets_digest": "0" * 48}))
     with pytest.raises(ArchiveError, match=r"does not have the logical digest it states"):
         load_snapshot(store)
-    path.write_text(json.dumps(whole | {"version": 2}))
-    with pytest.raises(ArchiveError, match=r"has format version 2; this program reads 1"):
+    path.write_text(json.dumps(whole | {"version": 3}))
+    with pytest.raises(ArchiveError, match=r"has format version 3; this program reads 1 and 2"):
         load_snapshot(store)

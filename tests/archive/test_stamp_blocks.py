@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from applecider_batch.archive.compact import compact
+from applecider_batch.archive.ingest import ingest
+from applecider_batch.archive.read import Archive
+from applecider_batch.archive.snapshot import ArchiveError
+from applecider_batch.archive.stamp_blocks import COLUMNS, pack, packed_schema, unpack
+from applecider_batch.archive.verify import verify
+from applecider_batch.digest import HASH64_END, digest128
+from applecider_batch.schema import load_table
+from applecider_batch.storage import json_bytes
+from tests.archive.packet_maker import Source, night_of
+from tests.archive.trees import everything
+
+PIXELS = load_table("stamps").arrow.field("cutoutScience")
+
+
+def _table(images: list[np.ndarray | None]) -> pa.Table:
+    column = pa.array([None if image is None else image for image in images], PIXELS.type)
+    return pa.table([column], schema=pa.schema([PIXELS]))
+
+
+def _bits(table: pa.Table) -> list[list[int] | None]:
+    rows = (row for chunk in table.column(0).chunks for row in chunk)
+    return [row.values.to_numpy().view(np.uint32).tolist() if row.is_valid else None for row in rows]
+
+
+@given(
+    st.lists(
+        st.none() | st.lists(st.integers(0, 2**32 - 1), max_size=40),
+        max_size=20,
+    ),
+    st.integers(0, 20),
+)
+@settings(deadline=None)  # compiled at the first call
+def test_every_bit_comes_back_from_any_slice(rows: list[list[int] | None], cut: int) -> None:
+    images = [None if row is None else np.array(row, np.uint32).view(np.float32) for row in rows]
+    table = _table(images).slice(cut)
+    packed = pack(table)
+    assert packed.schema.field(0).type == packed_schema().field("cutoutScience").type
+    assert _bits(unpack(packed)) == rows[cut:]
+    assert _bits(unpack(packed.slice(1))) == rows[cut + 1 :]
+    assert pack(packed).equals(packed)
+    assert _bits(unpack(table)) == rows[cut:]
+
+
+def _block() -> bytes:
+    rng = np.random.default_rng(0)
+    block: bytes = pack(_table([rng.normal(size=100).astype(np.float32)])).column(0)[0].as_py()
+    return block
+
+
+def test_a_damaged_block_is_refused_wherever_the_damage_is() -> None:
+    good = _block()
+    field = packed_schema().field("cutoutScience")
+    for place in range(len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 0x10
+        with pytest.raises(ValueError, match="block of stamps"):
+            unpack(pa.table([pa.array([bytes(bad)], pa.binary())], schema=pa.schema([field])))
+    for size in (0, 7, 8, len(good) - 1):
+        with pytest.raises(ValueError, match="block of stamps"):
+            unpack(pa.table([pa.array([good[:size]], pa.binary())], schema=pa.schema([field])))
+
+
+def test_a_block_that_lies_about_its_length_is_refused() -> None:
+    good = _block()
+    field = packed_schema().field("cutoutScience")
+    for size in (396, 404, 2**32 - 4):
+        bad = struct.pack("<I", size) + good[4:]
+        with pytest.raises(ValueError, match="block of stamps"):
+            unpack(pa.table([pa.array([bad], pa.binary())], schema=pa.schema([field])))
+
+
+def _of_version_1(url: Path) -> None:
+    """Make an archive what it would be had version 1 written it."""
+    snapshot = json.loads((url / "snapshots" / "00000001.json").read_text())
+    for part in snapshot["parts"]:
+        path = url / "parts" / part["part_id"] / "stamps.parquet"
+        encoding = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS}
+        pq.write_table(
+            unpack(pq.read_table(path)),
+            path,
+            row_group_size=64,
+            compression="lz4",
+            use_dictionary=False,
+            column_encoding=encoding,
+            write_page_checksum=True,
+        )
+        part["tables"]["stamps"] |= {"bytes": path.stat().st_size, "digest": digest128(path.read_bytes())}
+    (url / "snapshots" / "00000001.json").write_bytes(json_bytes(snapshot | {"version": 1}))
+    (url / "archive.json").write_bytes(
+        json_bytes(json.loads((url / "archive.json").read_text()) | {"version": 1})
+    )
+
+
+def test_an_archive_of_version_1_is_read_extended_and_compacted(tmp_path: Path) -> None:
+    url = tmp_path / "a"
+    ingest([Source("s0", night_of(1, range(64)))], str(url))
+    before = everything(url)
+    candids = [row[3] for row in before["alerts"][10:20]]
+    some = Archive.open(str(url)).read_stamps(0, HASH64_END, candids)
+    _of_version_1(url)
+    assert everything(url) == before
+    assert Archive.open(str(url)).read_stamps(0, HASH64_END, candids).equals(some)
+    assert verify(str(url), deep=True)["ok"]
+    ingest([Source("s1", night_of(2, range(64)))], str(url))
+    both = everything(url)
+    compact(str(url), full=True)
+    assert everything(url) == both
+    assert verify(str(url), deep=True)["ok"]
+    (record,) = Archive.open(str(url)).snapshot.parts
+    assert pq.read_schema(url / record.path("stamps")).field("cutoutScience").type == pa.binary()
+
+
+def test_a_damaged_stamp_is_told_with_what_to_do(tmp_path: Path) -> None:
+    url = tmp_path / "a"
+    ingest([Source("s0", night_of(1, range(8)))], str(url))
+    (record,) = Archive.open(str(url)).snapshot.parts
+    path = url / record.path("stamps")
+    block = pq.read_table(path).column("cutoutTemplate")[3].as_py()
+    data = path.read_bytes()
+    at = data.index(block) + 1000
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(
+        ArchiveError, match="holds a damaged stamp: a block of stamps does not have its checksum"
+    ):
+        Archive.open(str(url)).read_shard(0, HASH64_END, stamps=True)
+    candids = [row[3] for row in _keys(url)]
+    damaged = candids[3]
+    others = [candid for candid in candids if candid != damaged]
+    assert Archive.open(str(url)).read_stamps(0, HASH64_END, others).num_rows == 7
+
+
+def _keys(url: Path) -> list[tuple[object, ...]]:
+    """Keys of the alerts, in the archive's order."""
+    alerts = Archive.open(str(url)).read_alerts(0, HASH64_END, ["hash64", "objectId", "jd", "candid"])
+    return [tuple(row.values()) for row in alerts.to_pylist()]
