@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from applecider_batch.training.probe import VOID_AUC, probe_sentences
+
 #: Boosting on about 100 hand-made features, same data, another quarter kept aside.
 ORIENTATION = {
     "auc SN I/SN II": {"10d": 0.780, "30d": 0.923, "100d": 0.952, "full": 0.954},
@@ -58,21 +60,41 @@ def _table(document: dict[str, Any], measure: str, title: str, interval: bool) -
     return [*lines, ""]
 
 
+def _pretraining(document: dict[str, Any]) -> list[str]:
+    measure, horizons = TABLES[0][0], document["horizons"]
+    lines = [
+        "## Pre-training",
+        "",
+        f"{document['pretrain_epochs']} epochs on masked events of the training part and of the"
+        f" {document['others']} curves of other classes that are not on the test side, then"
+        f" {document['after_epochs']} epochs of training; beside it the {document['after_epochs']} epochs"
+        " alone. AUC of SN II against SN I, and the macro-AUC of the three classes at full length.",
+        "",
+        "| [CLS]-Transformer | seed | " + " | ".join(horizons) + " | macro-AUC |",
+        "|---" * (len(horizons) + 3) + "|",
+    ]
+    for name, seeds in document["pretraining"].items():
+        for seed, results in enumerate(seeds):
+            cells = [_cell(results[h]["supernovae_tde"], measure, interval=False) for h in horizons]
+            cells.append(_cell(results[horizons[-1]]["supernovae_tde"], "macro_auc", interval=False))
+            lines.append(f"| {name} pre-training | {seed} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def write_page(document: dict[str, Any], page: Path) -> None:
     """Write the Markdown page."""
-    counts, probe = document["counts"], document["source_probe"]
+    counts = document["counts"]
     train, validation = (sum(counts[p].values()) for p in ("train", "validation"))
     lines = [
         "# Real ZTF light curves",
         "",
         "Made by `python -m benchmarks.real_photometry DATA WORK --page docs/photometry_real.md --folds "
-        f"{document['folds']} --epochs {document['epochs']} --pretrain {document['pretrain_epochs']} "
-        f"--informer-epochs {document['informer_epochs']}`.",
+        f"{document['folds']} --epochs {document['epochs']} --informer-epochs {document['informer_epochs']} "
+        f"--pretrain {document['pretrain_epochs']} --after {document['after_epochs']}`.",
         "",
         NOTES.read_text(encoding="utf-8").split("<!-- after the tables -->")[0].rstrip(),
         "",
-        f"In this run the transformer was trained for {document['epochs']} epochs (before that "
-        f"{document['pretrain_epochs']} of pre-training where it says so), the Informer for "
+        f"In this run the transformer was trained for {document['epochs']} epochs, the Informer for "
         f"{document['informer_epochs']}.",
         "",
         f"Test objects: {', '.join(f'{k} {v}' for k, v in document['test'].items())}. Not test: "
@@ -93,19 +115,19 @@ def write_page(document: dict[str, Any], page: Path) -> None:
         f"{train + validation} curves that are not test, so the figures cannot be compared one to one.",
         "",
     ]
-    if probe:
-        lines += [
-            "## Source probe",
-            "",
-            "A forest on summary numbers of the whole curve tells the source within a class with these AUCs;"
-            " above 0.6 a claim that rests on the class is void.",
-            "",
-            "| class | AUC | |",
-            "|---|---|---|",
-        ]
-    for name, found in probe.items():
-        value = f"{found['auc']:.2f}" if "auc" in found else ""
-        lines.append(f"| {name} | {value} | {found.get('why_not') or ('void' if found['void'] else '')} |")
+    lines += _pretraining(document)
+    lines += [
+        "## Source, cadence, place",
+        "",
+        "The source probe is a forest on summary numbers of whole curves that tells a class's sources apart;"
+        f" an AUC above {VOID_AUC} voids claims that rest on the class.",
+        "",
+        *(f"- {sentence}" for sentence in probe_sentences(document["source_probe"])),
+        "- *cadence alone* in the tables above sees when, how often and in which band there was a detection"
+        " or a limit, and no brightness: what a class can be guessed from by how it was followed.",
+        "- No network of light curves reads ra and dec, so exchanging them among objects changes nothing; for"
+        " networks of stamps, which do read them, see [images_real.md](images_real.md).",
+    ]
     speed = document["objects_per_s"]
     lines += [
         "",

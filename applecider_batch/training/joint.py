@@ -22,7 +22,7 @@ from applecider_batch.training.joint_task import JointExamples, JointNetwork, Jo
 from applecider_batch.training.setup import TrainingRequest, cache_folder, choose_preset, data_record
 from applecider_batch.training.splits import PARTS
 from applecider_batch.training.stamp_cache import build_cache
-from applecider_batch.training.trainer import Trained, TrainerOptions, train
+from applecider_batch.training.trainer import Trained, TrainerOptions, defined, train
 
 HORIZON_DAYS = 10.0
 MIN_MODALITIES = 2
@@ -93,7 +93,7 @@ def fit_joint(
     task = JointTask(examples, cards)
     network.eval()
     with torch.inference_mode():
-        before = task.evaluate(network)
+        before = defined(task.evaluate(network))
     items = [examples.items[m].tolist() for m in cards]
     identity = {
         "weights": [card.weights_sha256 for card in cards.values()],

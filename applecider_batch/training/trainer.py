@@ -193,6 +193,11 @@ def train(
     return _Loop(network, task, options, store, stage, dict(identity or {})).run(progress)
 
 
+def defined(measures: Mapping[str, float]) -> dict[str, float]:
+    """Without those that are not a number, such as an AUC where one class alone validates."""
+    return {name: value for name, value in measures.items() if math.isfinite(value)}
+
+
 def checkpoint_name(stage: str = "train") -> str:
     """Name of a stage's checkpoint in the training's folder."""
     return f"checkpoint-{stage}.pt"
@@ -273,7 +278,13 @@ class _Loop:
         judged = self.average if self.average is not None else self.network
         judged.eval()
         with torch.inference_mode():
-            measures = self.task.evaluate(judged)
+            measures = defined(self.task.evaluate(judged))
+        if self.task.score not in measures:
+            name = self.task.score.replace("_", " ")
+            raise UserError(
+                f"Validation has no {name}: too few objects or classes validate.",
+                hint="Give more objects, or a larger --validation.",
+            )
         score = measures[self.task.score]
         if not self.best or score > self.best[self.task.score]:
             self.best, self.best_epoch = dict(measures), self.epoch

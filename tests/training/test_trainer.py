@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -80,6 +81,24 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
         assert torch.equal(tensor, resumed.state[name])
     assert (tmp_path / "cut/curves-train.png").read_bytes()[:4] == b"\x89PNG"
     assert len((tmp_path / "cut/metrics-train.jsonl").read_text().splitlines()) == 8
+
+
+class OneClass(Toy):
+    """Validates on one class: no AUC."""
+
+    def evaluate(self, network):  # type: ignore[no-untyped-def]
+        return {**super().evaluate(network), "macro_auc": float("nan")}
+
+
+def test_a_measure_that_is_not_defined_is_left_out(tmp_path: Path) -> None:
+    task, options = OneClass(), TrainerOptions(epochs=2)
+    trained = train(nn.Linear(3, 1), task, options, Store(tmp_path / "some"))
+    assert set(trained.best) == {"minus_loss"}
+    lines = (tmp_path / "some/metrics-train.jsonl").read_text().splitlines()
+    assert all(json.loads(line, parse_constant=pytest.fail)["epoch"] for line in lines)
+    task.score = "macro_auc"
+    with pytest.raises(UserError, match="Validation has no macro auc"):
+        train(nn.Linear(3, 1), task, options, Store(tmp_path / "none"))
 
 
 def test_another_training_is_refused(tmp_path: Path) -> None:
