@@ -6,8 +6,7 @@ DATA is the folder of the real data, WORK a folder for the archive, the training
 method's answers (used again); ``WORK/photometry.json`` holds all figures, the page their tables. Test objects
 are those with int(sha256(object_key)[8:16], 16) % 4 == 0. Everything is fitted on the rest: networks on five
 sixths of it, stopped on the sixth that is the fold's, forests and boosting on all of it, one for every
-horizon. Masked-event pre-training also sees the curves of other classes that are not on the test side. Every
-curve is truncated by the same as-of wall. TDE come from one collection of forced photometry
+horizon. Every curve is truncated by the same as-of wall. TDE come from one collection of forced photometry
 and SN from alerts, so figures that involve TDE may rest on the source; CV and AGN are 30-day histories of a
 few objects.
 
@@ -33,7 +32,7 @@ from applecider_batch.features.curve_summary import BANDS, SUMMARY_NAMES, curve_
 from applecider_batch.inference.batches import cut_by_length
 from applecider_batch.models import build_network
 from applecider_batch.storage import Store
-from applecider_batch.taxonomy import CLASSES, CLASSES10
+from applecider_batch.taxonomy import CLASSES
 from applecider_batch.training.dataset import Dataset
 from applecider_batch.training.evaluate import horizon_name
 from applecider_batch.training.labels import read_labels
@@ -49,13 +48,12 @@ from applecider_batch.training.photometry import (
 )
 from applecider_batch.training.photometry_task import predict_curves
 from applecider_batch.training.probe import source_probe
-from applecider_batch.training.splits import SplitRule, development_part
+from applecider_batch.training.splits import SplitRule
 from benchmarks.light_curve_features import light_curve_features
 from benchmarks.real_photometry_page import write_page
 
 DRAWS = 100
 SHOWN = ("SN I", "SN II", "TDE")
-SEEDS = (0, 1)
 #: When and in which band there was anything to see, and nothing of how bright it was.
 CADENCE = (
     "n", "last_dt", "n_limits_before", "limit_gap", "n_limits_between", "gr_n", "gr_first_dt", "gr_last_dt",
@@ -74,15 +72,11 @@ class Experiment:
     Parameters
     ----------
     dataset : Dataset
-        Ten classes and ``OTHER``, with summary numbers.
+        Ten classes, with summary numbers.
     work : Path
     """
 
     def __init__(self, dataset: Dataset, work: Path) -> None:
-        other = dataset.label == len(CLASSES10)
-        unseen = np.array([development_part(name) != 2 for name in dataset.group.tolist()])
-        self.others = dataset.items("photometry")[other & unseen, -1]
-        dataset = replace(dataset.take(np.flatnonzero(~other)), classes=CLASSES10)
         self.dataset, self.work = dataset.split(SplitRule("hash")), work
         self.test = self.dataset.members("test")
         self.rest = np.flatnonzero((self.dataset.part >= 0) & (self.dataset.part < 2))
@@ -160,12 +154,7 @@ class Experiment:
         folder = f"{name}-{options.epochs}-{pretrain}-{fold}-{seed}"
         preset = replace(preset, options=options)
         trained, curves = fit_photometry(
-            dataset,
-            Store(self.work / folder),
-            preset,
-            pretrain_epochs=pretrain,
-            pretrain_also=self.others if pretrain else None,
-            progress=True,
+            dataset, Store(self.work / folder), preset, pretrain_epochs=pretrain, progress=True
         )
         network = build_network(PROFILE, name, **network_config(preset, curves)).eval()
         network.load_state_dict(trained.state)
@@ -185,7 +174,7 @@ class Experiment:
         mean: Answer = np.mean(answers, axis=0)
         return mean
 
-    def judge(self, prob: np.ndarray) -> dict[str, Any]:
+    def judge(self, prob: np.ndarray, draws: int = DRAWS) -> dict[str, Any]:
         """Measures on all test objects, and with intervals on SN I, SN II and TDE alone."""
         label = self.label[self.test]
         chosen = np.isin(label, [CLASSES.index(c) for c in SHOWN])
@@ -195,7 +184,7 @@ class Experiment:
         group = self.dataset.group[self.test][chosen]
         return {
             "five": measures(label, prob, CLASSES),
-            "supernovae_tde": report(label[chosen], three, CLASSES, group, draws=DRAWS),
+            "supernovae_tde": report(label[chosen], three, CLASSES, group, draws=draws),
         }
 
     def speed(self) -> dict[str, float]:
@@ -250,10 +239,11 @@ def main() -> None:
     parser.add_argument("--informer-epochs", type=int, default=20)
     parser.add_argument("--pretrain", type=int, default=8, help="epochs on masked events")
     parser.add_argument("--after", type=int, default=15, help="epochs with and without pre-training")
+    parser.add_argument("--seeds", type=int, default=2, help="of these")
     asked = parser.parse_args()
     archive = str(asked.work / "archive")
     ingest([], archive, photometry=[str(asked.data / "lightcurves/ztf_lightcurves.parquet")])
-    labels = read_labels(str(asked.data / "lightcurves/ztf_objects.parquet"), class_set="ten", others=True)
+    labels = read_labels(str(asked.data / "lightcurves/ztf_objects.parquet"), class_set="ten")
     dataset, _ = load_curves(archive, labels, SplitRule("hash"), summary=True)
     e = Experiment(dataset, asked.work)
 
@@ -279,29 +269,29 @@ def main() -> None:
         "cadence alone": e.kept("cadence", e.cadence),
     }
     pretraining = {
-        name: [transformer(asked.after, epochs, seed) for seed in SEEDS]
+        name: [transformer(asked.after, epochs, seed) for seed in range(asked.seeds)]
         for name, epochs in (("without", 0), ("with", asked.pretrain))
     }
     horizons = [horizon_name(h) for h in dataset.horizons]
 
-    def judged(prob: Answer) -> dict[str, Any]:
-        return {horizon: e.judge(prob[:, i]) for i, horizon in enumerate(horizons)}
+    def judged(prob: Answer, draws: int = DRAWS) -> dict[str, Any]:
+        return {horizon: e.judge(prob[:, i], draws) for i, horizon in enumerate(horizons)}
 
     document: dict[str, Any] = {
         "counts": e.dataset.counts(),
-        "others": len(e.others),
         "test": dict(zip(CLASSES, np.bincount(e.label[e.test], minlength=5).tolist(), strict=True)),
         "horizons": horizons,
         "epochs": asked.epochs,
         "after_epochs": asked.after,
         "pretrain_epochs": asked.pretrain,
+        "seeds": asked.seeds,
         "informer_epochs": asked.informer_epochs,
         "folds": asked.folds,
         "draws": DRAWS,
         "source_probe": source_probe(replace(e.dataset, classes=CLASSES, label=e.label)),
         "objects_per_s": e.speed(),
         "results": {name: judged(prob) for name, prob in answers.items()},
-        "pretraining": {name: [judged(prob) for prob in probs] for name, probs in pretraining.items()},
+        "pretraining": {name: [judged(prob, 0) for prob in probs] for name, probs in pretraining.items()},
     }
     (asked.work / "photometry.json").write_text(json.dumps(document, indent=1))
     if asked.page:

@@ -65,8 +65,7 @@ def _pretraining(document: dict[str, Any]) -> list[str]:
     lines = [
         "## Pre-training",
         "",
-        f"{document['pretrain_epochs']} epochs on masked events of the training part and of the"
-        f" {document['others']} curves of other classes that are not on the test side, then"
+        f"{document['pretrain_epochs']} epochs on masked events of the training part, then"
         f" {document['after_epochs']} epochs of training; beside it the {document['after_epochs']} epochs"
         " alone. AUC of SN II against SN I, and the macro-AUC of the three classes at full length.",
         "",
@@ -90,7 +89,8 @@ def write_page(document: dict[str, Any], page: Path) -> None:
         "",
         "Made by `python -m benchmarks.real_photometry DATA WORK --page docs/photometry_real.md --folds "
         f"{document['folds']} --epochs {document['epochs']} --informer-epochs {document['informer_epochs']} "
-        f"--pretrain {document['pretrain_epochs']} --after {document['after_epochs']}`.",
+        f"--pretrain {document['pretrain_epochs']} --after {document['after_epochs']} "
+        f"--seeds {document['seeds']}`.",
         "",
         NOTES.read_text(encoding="utf-8").split("<!-- after the tables -->")[0].rstrip(),
         "",

@@ -160,6 +160,8 @@ def page(document: dict[str, Any]) -> str:
             f"| {name} | {n['parameters']:,} | {n['bytes'] / 1e6:.1f} | {n['epochs']} ({n['best_epoch']}) |"
             f" {n['training_s']:.0f} | {n['spectra_per_s']:.0f} |"
         )
+    lines += ["", "Validation by epoch, the score that training stops by (composite):", ""]
+    lines += [f"- {name}: {', '.join(f'{v:.3f}' for v in n['curve'])}" for name, n in networks.items()]
     return "\n".join([*lines, "", NOTES.read_text().rstrip(), ""])
 
 

@@ -175,14 +175,10 @@ def fit_photometry(
     preset: PhotometryPreset,
     *,
     pretrain_epochs: int = 0,
-    pretrain_also: np.ndarray | None = None,
     identity: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> tuple[Trained, Curves]:
-    """Train on a data set that is split; returns the result, and the curves with their statistics.
-
-    Pre-training sees the training part's curves and the items ``pretrain_also``, whose labels nobody needs.
-    """
+    """Train on a data set that is split; returns the result, and the curves with their statistics."""
     curves = curves_of(dataset, summary=preset.network == TABULAR)
     config = network_config(preset, curves)
     whole = {"data": data_digest(dataset), "config": config, "network": preset.network, **(identity or {})}
@@ -193,21 +189,12 @@ def fit_photometry(
     if pretrain_epochs:
         if preset.network != "cls_transformer":
             raise UserError(f"Pre-training is for the cls_transformer; given '{preset.network}'.")
-        seen = curves
-        if pretrain_also is not None:
-            whole["pretrain_also"] = pretrain_also.tolist()
-            unlabelled = np.zeros(len(pretrain_also), np.int64)
-            seen = replace(
-                curves,
-                items=np.concatenate([curves.items, pretrain_also]),
-                label=np.concatenate([curves.label, unlabelled]),
-            )
         options = replace(preset.options, epochs=pretrain_epochs, head_epochs=0, patience=pretrain_epochs)
         torch.manual_seed(preset.options.seed)
         first = build_network(PROFILE, "cls_transformer_mpt", **config)
         pretrained = train(
             first,
-            PretrainingTask(seen, preset.augmentation),
+            PretrainingTask(curves, preset.augmentation),
             options,
             store,
             stage="pretrain",
