@@ -219,8 +219,9 @@ def classify(
         list[str] | None,
         typer.Option(
             metavar="NAME:KEY=N,…",
-            help="Actors of a modality and what each reserves (size, num_cpus, num_gpus), e.g. "
-            "image:size=4,num_gpus=0.25; may be repeated. None chooses by what the cluster has.",
+            help="At most so many actors of a modality (or 'worker') and what each reserves: size, num_cpus, "
+            "num_gpus, memory_gib, e.g. image:size=4,num_gpus=0.25; may be repeated. None chooses by what "
+            "the cluster has.",
         ),
     ] = None,
     storage_option: StorageOption = None,

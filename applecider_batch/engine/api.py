@@ -140,7 +140,8 @@ def classify(
     limit_shards : int, optional
         Only the plan's first so many shards; not part of the run's identity.
     pools : mapping, optional
-        Per modality ``{"size": int, "num_cpus": float, "num_gpus": float}``.
+        Per modality, and for ``worker``: ``{"size": int, "num_cpus": float, "num_gpus": float,
+        "memory_gib": float}``.  Sizes are the most there will be: fewer shards left need fewer.
     autoscale : bool
         The cluster grows on demand: do not refuse what its present nodes cannot hold.
     retry_quarantined : bool

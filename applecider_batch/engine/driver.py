@@ -11,10 +11,7 @@ ones, so a run always ends.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -26,7 +23,8 @@ from applecider_batch.engine.isolate import OBJECT_FAILED, WORKER_DIED, Attempt,
 from applecider_batch.engine.lease import Lease
 from applecider_batch.engine.outcome import Outcome
 from applecider_batch.engine.plan import Plan, Shard
-from applecider_batch.engine.run_folder import Lines, RunFolder
+from applecider_batch.engine.run_folder import RunFolder
+from applecider_batch.engine.session import Session, summarise
 from applecider_batch.engine.shard_task import TaskSpec
 from applecider_batch.errors import AppleciderError, InternalError
 from applecider_batch.logs import Progress, get_logger
@@ -34,10 +32,7 @@ from applecider_batch.logs import Progress, get_logger
 MAX_CHARGES = 4
 FREE_LOSSES = 8
 CANCEL = "cancel.json"
-# States of a session that has not ended: everything is being made ready, and shards are worked on.
-UNDER_WAY = ("start", "working")
 WATCH_SECONDS = 1.0
-FLUSH_SECONDS = 10.0
 
 # Kinds of outcome that count towards quarantine; "infrastructure" does not, "fatal" ends the run.
 CHARGED = ("error", "worker_died")
@@ -62,6 +57,9 @@ class Executor(Protocol):
 
     name: str
     spec: TaskSpec
+
+    def expect(self, shards: int) -> None:
+        """So many shards are not done yet: what there is of workers and actors may follow."""
 
     def start(self, stop: threading.Event) -> None:
         """Make everything ready; ``stop`` is set when no new work is to be begun."""
@@ -119,12 +117,13 @@ class Driver:
             pending = deque(s for s in plan.shards if s.name not in done and s.name not in given_up)
             if limit_shards is not None:
                 pending = deque(list(pending)[:limit_shards])
-            session = _Session(self._folder, self._executor.name, plan, lease.token)
+            session = Session(self._folder, self._executor.name, plan, lease.token)
             started = time.monotonic()
             try:
                 if pending:
                     self._recall_failures(pending)
                     self._set_aside = self._folder.objects_set_aside()
+                    self._executor.expect(len(pending))
                     self._executor.start(self._stop)
                     session.working(self._executor.sizes())
                     self._loop(pending, session, len(plan.shards), len(done))
@@ -141,11 +140,12 @@ class Driver:
             session.end(result["state"])
         return result
 
-    def _loop(self, pending: deque[Shard], session: _Session, total: int, done: int) -> None:
+    def _loop(self, pending: deque[Shard], session: Session, total: int, done: int) -> None:
         under_way = 0
         with Progress("classify", total, unit="shards", enabled=self._show) as progress:
             progress.already(done)
             while (pending or under_way) and not self._stop.is_set():
+                self._executor.expect(len(pending) + under_way)
                 while pending and self._executor.free() > 0 and not self._stop.is_set():
                     shard = pending.popleft()
                     isolation = self._isolations.get(shard.name)
@@ -172,7 +172,7 @@ class Driver:
                         self._isolate(outcome, session)
                 session.flush()
 
-    def _isolate(self, outcome: Outcome, session: _Session) -> None:
+    def _isolate(self, outcome: Outcome, session: Session) -> None:
         """After a charge that may be an object's fault: try the halves of the shard next, once."""
         shard = outcome.shard
         if not outcome.by_object or shard.name in self._isolated:
@@ -188,7 +188,7 @@ class Driver:
         if isolation.trial is not None:
             self._isolations[shard.name] = isolation
 
-    def _tried(self, isolation: Isolation, outcome: Outcome, session: _Session) -> bool:
+    def _tried(self, isolation: Isolation, outcome: Outcome, session: Session) -> bool:
         """Note how a trial ended and set aside what was found; True if the shard is quarantined by it."""
         name = isolation.shard.name
         if outcome.kind == "tried":
@@ -212,7 +212,7 @@ class Driver:
             session.log(f"{name}: no part of it fails alone")
         return False
 
-    def _failed(self, outcome: Outcome, session: _Session) -> bool:
+    def _failed(self, outcome: Outcome, session: Session) -> bool:
         """Record a failed attempt; True if the shard is quarantined by it."""
         name = outcome.shard.name
         charged = outcome.kind in CHARGED
@@ -314,99 +314,6 @@ class Driver:
             thread.join(timeout=30)
             with contextlib.suppress(AppleciderError, OSError):
                 store.delete(CANCEL)
-
-
-class _Session:
-    """One driver's part of a run: attempts, metrics, log and manifest."""
-
-    def __init__(self, folder: RunFolder, executor: str, plan: Plan, token: str) -> None:
-        self._manifest = Lines(folder.store, "manifest.jsonl")
-        self._metrics = Lines(folder.store, "metrics.jsonl")
-        self._log = Lines(folder.store, "log.txt")
-        self.number = self._manifest.count + 1
-        self.objects = 0
-        self._attempts = 0
-        self._token = token
-        self._started = time.monotonic()
-        self._flushed = self._started
-        self._about: dict[str, Any] = {
-            "executor": executor,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-        self._write_manifest(UNDER_WAY[0])
-        self.log(f"session {self.number} starts: run {plan.run_id}, {executor} executor")
-        self.flush(now=True)
-
-    def next_attempt(self) -> str:
-        """A name that no other attempt of the run has: the 15th of session 2, and that driver's own token."""
-        self._attempts += 1
-        return f"s{self.number}a{self._attempts}t{self._token}"
-
-    @property
-    def rate(self) -> float:
-        """Objects per second of this session."""
-        return self.objects / max(time.monotonic() - self._started, 1e-9)
-
-    def committed(self, outcome: Outcome, retries: int) -> None:
-        record = outcome.record
-        self.objects += record["objects"]
-        line = {"shard_id": record["shard_id"], "objects": record["objects"], "rows": record["rows"]}
-        line |= {"session": self.number, "retries": retries, "finished": round(time.time(), 3)}
-        self._metrics.add(json.dumps({**line, **outcome.metrics}, sort_keys=True))
-        note = f", {record['objects_in_error']} in error" if record["objects_in_error"] else ""
-        note += ", degraded" if record["degraded"] else ""
-        self.log(f"{outcome.shard.name} committed: {record['objects']} objects, {record['rows']} rows{note}")
-
-    def working(self, pools: dict[str, int]) -> None:
-        """Everything is ready; note what there is of each kind."""
-        self._about["pools"] = pools
-        self._write_manifest(UNDER_WAY[1])
-
-    def log(self, text: str) -> None:
-        self._log.add(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}")
-
-    def flush(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._flushed = time.monotonic()
-            self._metrics.flush()
-            self._log.flush()
-
-    def end(self, state: str) -> None:
-        """Last lines; storage that refuses must not hide why the run ended."""
-        self.log(f"session {self.number} ends: {state}")
-        self._write_manifest(state, end=True)
-        with contextlib.suppress(AppleciderError, OSError):
-            self.flush(now=True)
-
-    def _write_manifest(self, state: str, *, end: bool = False) -> None:
-        entry = {"session": self.number, "time": time.time(), "state": state, **self._about}
-        self._manifest.add(json.dumps({**entry, "objects": self.objects} if end else entry, sort_keys=True))
-        with contextlib.suppress(AppleciderError, OSError) if end else contextlib.nullcontext():
-            self._manifest.flush()
-
-
-def summarise(folder: RunFolder, plan: Plan) -> dict[str, Any]:
-    """Counts of a run from its commit records."""
-    done, set_aside = folder.committed(), folder.quarantined()
-    records = folder.commit_records([shard.name for shard in plan.shards if shard.name in done])
-    remaining = len(plan.shards) - len(records) - len(set_aside)
-    state = "complete" if len(records) == len(plan.shards) else ("incomplete" if remaining else "partial")
-    return {
-        "run_id": plan.run_id,
-        "run": folder.store.url,
-        "state": state,
-        "shards": len(plan.shards),
-        "shards_committed": len(records),
-        "shards_quarantined": len(set_aside),
-        "shards_remaining": remaining,
-        "objects": sum(r["objects"] for r in records),
-        "rows": sum(r["rows"] for r in records),
-        "objects_in_error": sum(r["objects_in_error"] for r in records),
-        "degraded_shards": sum(bool(r["degraded"]) for r in records),
-        "trained": plan.trained,
-        "anomaly_ref_id": plan.anomaly_ref_id,
-    }
 
 
 def _ending(error: BaseException) -> str:

@@ -29,25 +29,38 @@ OBJECT_STORE_BYTES = 512 << 20
 WORKER_CPUS = {"cpu": 0.25, "cuda": 1.0}
 MODEL_CPUS = {"cpu": 0.25, "cuda": 0.25}
 GPU_SHARES = {"image": 0.5, "photometry": 0.25, "spectra": 0.25}
+WORKER = "worker"
+KEYS = ("size", "num_cpus", "num_gpus", "memory_gib")
+# A worker has two batches of a modality under way at most, so further actors would have nothing to do.
+ACTORS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Actors of one kind: how many, and what each reserves."""
+    """Actors of one kind: how many, and what each reserves (memory in bytes)."""
 
     name: str
     size: int
     num_cpus: float
     num_gpus: float = 0.0
+    memory: float = 0.0
+
+    def __str__(self) -> str:
+        memory = f", {self.memory / 2**30:g} GiB" if self.memory else ""
+        return f"{self.size} x {self.name} ({self.num_cpus:g} CPU, {self.num_gpus:g} GPU{memory})"
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has."""
+    """What a node has; memory in bytes, as far as Ray gives it away."""
 
     node_id: str
     cpus: float
     gpus: float
+    memory: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU, {self.gpus:g} GPU, {self.memory / 2**30:.1f} GiB"
 
 
 def plan_pools(
@@ -58,6 +71,7 @@ def plan_pools(
     gpus: float,
     workers: int | None,
     wanted: Mapping[str, Mapping[str, float]] | None,
+    shards: int | None = None,
 ) -> tuple[Pool, dict[str, Pool]]:
     """The workers and the pool of each modality.
 
@@ -73,7 +87,10 @@ def plan_pools(
         Of the whole cluster.
     workers : int, optional
     wanted : mapping, optional
-        ``{modality: {"size": …, "num_cpus": …, "num_gpus": …}}``, any part of it.
+        ``{modality or "worker": {"size": …, "num_cpus": …, "num_gpus": …, "memory_gib": …}}``, any part of
+        it.
+    shards : int, optional
+        Not done yet: no more workers than these, and no more actors than the workers can keep busy.
 
     Returns
     -------
@@ -86,27 +103,42 @@ def plan_pools(
     """
     wanted = wanted or {}
     for name, values in wanted.items():
-        if name not in MODALITIES or not {"size", "num_cpus", "num_gpus"}.issuperset(values):
+        if name not in (*MODALITIES, WORKER) or not set(KEYS).issuperset(values):
             raise UsageError(
-                f"A pool is one of {', '.join(MODALITIES)} with size, num_cpus and num_gpus; given was "
+                f"A pool is one of {', '.join((*MODALITIES, WORKER))} with {', '.join(KEYS)}; given was "
                 f"{name}: {dict(values)}."
             )
         if min(values.values(), default=0) < 0 or values.get("size", 1) < 1:
             raise UsageError(
                 f"A pool needs a size of at least 1 and no negative number, given was {dict(values)}."
             )
-    count = workers or max(1, int(cpus) // 2)
+    if workers and "size" in wanted.get(WORKER, {}):
+        raise UsageError("The number of workers is given twice, by --workers and by --pool worker:size=….")
+
+    def pool(name: str, size: int, num_cpus: float, num_gpus: float, most: int | None) -> Pool:
+        values = wanted.get(name, {})
+        size = int(values.get("size", size))
+        return Pool(
+            name,
+            size if most is None else max(1, min(size, most)),
+            float(values.get("num_cpus", num_cpus)),
+            float(values.get("num_gpus", num_gpus)),
+            float(values.get("memory_gib", 0.0)) * 2**30,
+        )
+
+    worker = pool(WORKER, workers or max(1, int(cpus) // 2), WORKER_CPUS[device], 0.0, shards)
+    count = worker.size
     pools = {}
     for name in modalities:
-        values = wanted.get(name, {})
         on_cpu = count if name == "image" else max(1, count // 4)
-        pools[name] = Pool(
+        pools[name] = pool(
             name,
-            int(values.get("size", max(1, int(gpus)) if device == "cuda" else on_cpu)),
-            float(values.get("num_cpus", MODEL_CPUS[device] * (threads if device == "cpu" else 1))),
-            float(values.get("num_gpus", GPU_SHARES[name] if device == "cuda" else 0.0)),
+            max(1, int(gpus)) if device == "cuda" else on_cpu,
+            MODEL_CPUS[device] * (threads if device == "cpu" else 1),
+            GPU_SHARES[name] if device == "cuda" else 0.0,
+            None if shards is None else ACTORS_PER_WORKER * count,
         )
-    return Pool("worker", count, WORKER_CPUS[device]), pools
+    return worker, pools
 
 
 def check_fit(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
@@ -120,13 +152,14 @@ def check_fit(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
         It says what does not fit and what there is.
     """
     free_cpus = {node.node_id: node.cpus for node in nodes}
+    free_memory = {node.node_id: node.memory for node in nodes}
     free_gpus = {node.node_id: [1.0] * int(node.gpus) for node in nodes}
-    for pool in sorted(pools, key=lambda p: (-p.num_gpus, -p.num_cpus, p.name)):
+    for pool in sorted(pools, key=lambda p: (-p.num_gpus, -p.num_cpus, -p.memory, p.name)):
         for number in range(pool.size):
-            if any(_place(pool, node.node_id, free_cpus, free_gpus) for node in nodes):
+            if any(_place(pool, node.node_id, free_cpus, free_gpus, free_memory) for node in nodes):
                 continue
-            asked = "; ".join(f"{p.size} x {p.name} ({p.num_cpus:g} CPU, {p.num_gpus:g} GPU)" for p in pools)
-            there = "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in nodes) or "no node"
+            asked = "; ".join(map(str, pools))
+            there = "; ".join(map(str, nodes)) or "no node"
             raise ClusterError(
                 f"The pools cannot be placed: actor {number + 1} of {pool.size} of '{pool.name}' finds no "
                 f"room. Asked for: {asked}. The cluster has: {there}.",
@@ -134,10 +167,16 @@ def check_fit(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
             )
 
 
-def _place(pool: Pool, node: str, cpus: dict[str, float], gpus: dict[str, list[float]]) -> bool:
+def _place(
+    pool: Pool,
+    node: str,
+    cpus: dict[str, float],
+    gpus: dict[str, list[float]],
+    memory: dict[str, float],
+) -> bool:
     """Take an actor's share off a node; False if it does not fit there."""
     slack = 1e-9
-    if cpus[node] + slack < pool.num_cpus:
+    if cpus[node] + slack < pool.num_cpus or memory[node] < pool.memory:
         return False
     if pool.num_gpus:
         if pool.num_gpus >= 1:
@@ -153,6 +192,7 @@ def _place(pool: Pool, node: str, cpus: dict[str, float], gpus: dict[str, list[f
                 return False
             gpus[node][min(room, key=lambda i: gpus[node][i])] -= pool.num_gpus
     cpus[node] -= pool.num_cpus
+    memory[node] -= pool.memory
     return True
 
 
@@ -238,7 +278,7 @@ class Connection:
         import ray
 
         return [
-            Node(n["NodeID"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+            Node(n["NodeID"], *(n["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory")))
             for n in ray.nodes()
             if n["Alive"]
         ]

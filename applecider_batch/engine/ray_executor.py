@@ -1,125 +1,36 @@
 """The Ray executor: actors that own shards, an actor pool per modality, retries by the driver.
 
-A :class:`ShardWorker` does a shard end to end and talks to the model actors itself, so the driver sees one
-message per shard.  Nothing is restarted or retried by Ray (``max_restarts=0``, ``max_task_retries=0``):
-the driver decides.
+A worker (``ray_actors.py``) does a shard end to end and talks to the model actors itself, so the driver sees
+one message per shard.  The pools follow the shards left and what the cluster has.  Nothing is restarted or
+retried by Ray (``max_restarts=0``, ``max_task_retries=0``): the driver decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from applecider_batch.engine.isolate import Attempt
-from applecider_batch.engine.outcome import ModelLost, Outcome, attempt_shard, is_by_object
+from applecider_batch.engine.outcome import Outcome, is_by_object
 from applecider_batch.engine.plan import Shard
-from applecider_batch.engine.ray_cluster import Connection, Pool, check_fit, plan_pools
-from applecider_batch.engine.shard_task import ShardTask, TaskSpec
-from applecider_batch.engine.timing import computed
+from applecider_batch.engine.ray_actors import ModelActor, ShardWorker
+from applecider_batch.engine.ray_cluster import WORKER, Connection, Node, Pool, check_fit, plan_pools
+from applecider_batch.engine.shard_task import TaskSpec
 from applecider_batch.errors import AppleciderError, ClusterError, UsageError
-from applecider_batch.inference.batches import Batch
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.logs import get_logger
 
 PLACE_SECONDS = 120.0
 PLACE_SECONDS_AUTOSCALE = 1800.0
 PING_SECONDS = 2.0
+NODES_SECONDS = 10.0  # between two looks at what the cluster has
 
 _log = get_logger(__name__)
-
-
-class ModelActor:
-    """The network of one modality in a process of its own."""
-
-    def __init__(self, spec: TaskSpec, modality: str) -> None:
-        self._spec, self._modality = spec, modality
-        self._predictor: Any = None
-
-    def ready(self) -> str:
-        """Load the network; returns the node's id.  Unlike a constructor's, its errors come back as such."""
-        import ray
-
-        if self._predictor is None:
-            from applecider_batch.inference.predictor import Predictor
-
-            identity = self._spec.plan.identity
-            self._predictor = Predictor(
-                self._spec.load_models().defaults[self._modality],
-                device=identity["device_type"],
-                dtype=identity["dtype"],
-                threads=identity["threads"],
-            )
-        return str(ray.get_runtime_context().get_node_id())
-
-    def run(self, batch: Batch) -> dict[str, Any]:
-        """Answer of the predictor, with the seconds that it took."""
-        return computed(self._predictor.run, batch)
-
-
-class ShardWorker:
-    """Owns a shard from reading to committing."""
-
-    def __init__(self, spec: TaskSpec, number: int) -> None:
-        self._spec, self._number = spec, number
-        self._task: ShardTask | None = None
-
-    def ready(self) -> str:
-        """Open archive and model set; returns the node's id."""
-        import ray
-
-        if self._task is None:
-            self._task = ShardTask(self._spec)
-        return str(ray.get_runtime_context().get_node_id())
-
-    def run(self, shard: Shard, attempt: Attempt, pools: dict[str, list[tuple[Any, str]]]) -> Outcome:
-        """One attempt at a shard; ``pools`` are the (actor, node id) of each modality at this moment."""
-        here = self.ready()
-        assert self._task is not None
-        ports = {name: ActorPort(name, actors, here, self._number) for name, actors in pools.items()}
-        return attempt_shard(self._task, shard, attempt, ports)
-
-
-class ActorPort:
-    """Batches of one modality to the actors of its pool, those on the own node if there are any.
-
-    Parameters
-    ----------
-    modality : str
-    actors : list of (actor, node id)
-    here : str
-        The caller's node id.
-    first : int
-        Where to begin, so that workers do not all begin with the same actor.
-    """
-
-    def __init__(self, modality: str, actors: list[tuple[Any, str]], here: str, first: int) -> None:
-        near = [actor for actor, node in actors if node == here]
-        self._modality = modality
-        self._actors = near or [actor for actor, _ in actors]
-        self._next = first
-
-    def submit(self, batch: Batch) -> Any:
-        """Send the batch to the next actor."""
-        actor = self._actors[self._next % len(self._actors)]
-        self._next += 1
-        return actor.run.remote(batch)
-
-    def result(self, handle: Any) -> dict[str, Any]:
-        """The answer; ModelLost if the actor or its node died."""
-        import ray
-        from ray import exceptions as gone
-
-        try:
-            answer: dict[str, Any] = ray.get(handle)
-        except gone.RayTaskError:
-            raise
-        except gone.RayError as error:
-            raise ModelLost(f"A {self._modality} actor was lost: {str(error).splitlines()[0]}") from error
-        return answer
 
 
 @dataclass
@@ -162,22 +73,28 @@ class RayExecutor:
             raise UsageError("A cluster that grows by itself needs the number of workers; give --workers.")
         self.spec, self._workers, self._wanted, self._autoscale = spec, workers, pools, autoscale
         self._connection = Connection(address)
-        self._worker_pool = Pool("worker", 0, 0.0)
+        self._worker_pool = Pool(WORKER, 0, 0.0)
         self._pools: dict[str, Pool] = {}
         self._models: dict[str, list[_Actor]] = {}
         self._idle: list[_Actor] = []
         self._starting: dict[Any, tuple[str, _Actor]] = {}
         self._under_way: dict[Any, tuple[_Actor, Shard]] = {}
+        # Actors that get no new shard, and the shards that may still use them.
+        self._retired: list[tuple[_Actor, set[Any]]] = []
         self._stop = threading.Event()
         self._actors_made = 0
+        self._modalities: list[str] = []
+        self._shards: int | None = None
+        self._looked = 0.0
 
     # ---- start
 
     def start(self, stop: threading.Event) -> None:
         """Connect, check that the pools fit, start all actors and wait for them."""
         self._stop = stop
-        identity = self.spec.plan.identity
-        self._connect(self._modalities(), identity["device_type"], identity["threads"])
+        defaults = self.spec.load_models().defaults
+        self._modalities = [name for name in MODALITIES if name in defaults]
+        self._connect()
         self._models = {name: [] for name in self._pools}
         for name, pool in self._pools.items():
             for _ in range(pool.size):
@@ -187,37 +104,121 @@ class RayExecutor:
         while self._starting and not stop.is_set():
             self._settle(1.0)
 
-    def _modalities(self) -> list[str]:
-        defaults = self.spec.load_models().defaults
-        return [name for name in MODALITIES if name in defaults]
+    def _planned(self, cpus: float, gpus: float, workers: int | None = None) -> tuple[Pool, dict[str, Pool]]:
+        identity = self.spec.plan.identity
+        device, threads = identity["device_type"], identity["threads"]
+        wanted = workers or self._workers
+        return plan_pools(self._modalities, device, threads, cpus, gpus, wanted, self._wanted, self._shards)
 
-    def _connect(self, modalities: list[str], device: str, threads: int) -> None:
-        import os
-
-        def planned(cpus: float, gpus: float) -> tuple[Pool, dict[str, Pool]]:
-            return plan_pools(modalities, device, threads, cpus, gpus, self._workers, self._wanted)
-
-        guess = planned(os.cpu_count() or 1, 0)
+    def _connect(self) -> None:
+        guess = self._planned(os.cpu_count() or 1, 0)
         self._connection.open(sum(p.size * p.num_cpus for p in (guess[0], *guess[1].values())))
         nodes = self._connection.nodes()
-        cpus = (os.cpu_count() or 1) if self._connection.local else sum(node.cpus for node in nodes)
-        self._worker_pool, self._pools = planned(cpus, sum(node.gpus for node in nodes))
+        self._worker_pool, self._pools = self._planned(*self._cluster(nodes))
+        self._looked = time.monotonic()
         if not self._autoscale:
             check_fit([self._worker_pool, *self._pools.values()], nodes)
+
+    def _cluster(self, nodes: Sequence[Node]) -> tuple[float, float]:
+        """CPUs and GPUs to plan for."""
+        cpus = (os.cpu_count() or 1) if self._connection.local else sum(node.cpus for node in nodes)
+        return cpus, sum(node.gpus for node in nodes)
+
+    # ---- following the queue and the cluster
+
+    def expect(self, shards: int) -> None:
+        """Fewer workers than asked for where fewer shards are left, and what the nodes of now can hold."""
+        self._shards = shards
+        if not self._worker_pool.size:
+            return
+        self._end_retired()
+        due = time.monotonic() - self._looked > NODES_SECONDS
+        if not (due or shards < self._worker_pool.size):
+            return
+        self._looked = time.monotonic()
+        nodes = self._connection.nodes()
+        found = self._largest(nodes)
+        if found is None or found == (self._worker_pool, self._pools):
+            return
+        _log.info("The pools become %s", {pool.name: pool.size for pool in (found[0], *found[1].values())})
+        self._worker_pool, self._pools = found
+        self._resize()
+
+    def _largest(self, nodes: Sequence[Node]) -> tuple[Pool, dict[str, Pool]] | None:
+        """The pools as wanted, with fewer workers where the nodes cannot hold these; None: none fit."""
+        cluster = self._cluster(nodes)
+        planned = self._planned(*cluster)
+        if self._autoscale:
+            return planned
+        for workers in range(planned[0].size, 0, -1):
+            smaller = self._planned(*cluster, workers)
+            with contextlib.suppress(ClusterError):
+                check_fit([smaller[0], *smaller[1].values()], nodes)
+                return smaller
+        return None
+
+    def _resize(self) -> None:
+        """Start what is lacking; end what is too much, first what is not ready yet, and nothing busy."""
+        workers = len(self._idle) + len(self._under_way) + self._count_starting(WORKER)
+        for _ in range(self._worker_pool.size - workers):
+            self._start_worker()
+        for _ in range(workers - self._worker_pool.size):
+            if not self._end_starting(WORKER) and self._idle:
+                self._kill(self._idle.pop(0))
+        for name, pool in self._pools.items():
+            actors = self._models[name]
+            number = len(actors) + self._count_starting(name)
+            for _ in range(pool.size - number):
+                self._start_model(name)
+            for _ in range(number - pool.size):
+                if not self._end_starting(name) and len(actors) > 1:
+                    self._retired.append((actors.pop(), set(self._under_way)))
+
+    def _count_starting(self, kind: str) -> int:
+        return sum(other == kind for other, _ in self._starting.values())
+
+    def _end_starting(self, kind: str) -> bool:
+        for ref, (other, actor) in self._starting.items():
+            if other == kind:
+                del self._starting[ref]
+                self._kill(actor)
+                return True
+        return False
+
+    def _end_retired(self) -> None:
+        """End retired actors that no shard under way knows."""
+        kept = []
+        for actor, shards in self._retired:
+            if shards.isdisjoint(self._under_way):
+                self._kill(actor)
+            else:
+                kept.append((actor, shards))
+        self._retired = kept
+
+    @staticmethod
+    def _kill(actor: _Actor) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError, ValueError, RuntimeError):
+            ray.kill(actor.handle)
 
     def _start_model(self, modality: str) -> None:
         pool = self._pools[modality]
         self._start(modality, pool, ModelActor, self.spec.without_shards(), modality)
 
     def _start_worker(self) -> None:
-        self._start("worker", self._worker_pool, ShardWorker, self.spec.without_shards(), self._actors_made)
+        self._start(WORKER, self._worker_pool, ShardWorker, self.spec.without_shards(), self._actors_made)
 
     def _start(self, kind: str, pool: Pool, actor_class: type, *arguments: Any) -> None:
         import ray
 
         self._actors_made += 1
         made = ray.remote(actor_class).options(
-            num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_restarts=0, max_task_retries=0
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            memory=pool.memory or None,
+            max_restarts=0,
+            max_task_retries=0,
         )
         actor = _Actor(made.remote(*arguments), self._actors_made)
         self._starting[actor.handle.ready.remote()] = (kind, actor)
@@ -242,14 +243,14 @@ class RayExecutor:
                 self._check_time(kind, actor)
                 self._again(kind, actor, error)
                 continue
-            (self._idle if kind == "worker" else self._models[kind]).append(actor)
+            (self._idle if kind == WORKER else self._models[kind]).append(actor)
         for kind, actor in self._starting.values():
             self._check_time(kind, actor)
 
     def _again(self, kind: str, old: _Actor, error: Exception) -> None:
         _log.warning("A %s actor died while starting: %s", kind, str(error).splitlines()[0])
         waiting = set(self._starting)
-        self._start_worker() if kind == "worker" else self._start_model(kind)
+        self._start_worker() if kind == WORKER else self._start_model(kind)
         for ref in set(self._starting) - waiting:
             self._starting[ref][1].since = old.since
 
@@ -352,8 +353,7 @@ class RayExecutor:
                 except ray.exceptions.RayError as error:
                     _log.warning("A %s actor died and is replaced: %s", modality, str(error).splitlines()[0])
                     actors.remove(pings[ref])
-                    with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                        ray.kill(pings[ref].handle)
+                    self._kill(pings[ref])
                     self._start_model(modality)
 
     def sizes(self) -> dict[str, int]:
@@ -362,16 +362,11 @@ class RayExecutor:
 
     def close(self) -> None:
         """End all actors at once; a local Ray ends with them."""
-        everyone = [*self._idle, *(a for _, a in self._starting.values())]
-        everyone += [
-            *(w for w, _ in self._under_way.values()),
-            *(a for actors in self._models.values() for a in actors),
-        ]
-        if everyone:
-            import ray
-
-            for actor in everyone:
-                with contextlib.suppress(ray.exceptions.RayError, ValueError, RuntimeError):
-                    ray.kill(actor.handle)
+        everyone = [*self._idle, *(actor for _, actor in self._starting.values())]
+        everyone += [worker for worker, _ in self._under_way.values()]
+        everyone += [actor for actors in self._models.values() for actor in actors]
+        for actor in [*everyone, *(actor for actor, _ in self._retired)]:
+            self._kill(actor)
+        self._retired = []
         self._idle, self._starting, self._under_way, self._models = [], {}, {}, {}
         self._connection.close()

@@ -30,6 +30,9 @@ class SerialExecutor:
         self._queue: deque[tuple[Shard, Attempt]] = deque()
         self._stop = threading.Event()
 
+    def expect(self, shards: int) -> None:
+        """One process, however many there are."""
+
     def start(self, stop: threading.Event) -> None:
         """Open the inputs and load the networks; UserError where one is refused."""
         self._stop = stop

@@ -38,6 +38,8 @@ def test_the_default_pools_share_every_gpu() -> None:
         ([Pool("worker", 1, 3)], [Node("a", 2, 0), Node("b", 2, 0)], "worker"),
         ([Pool("image", 1, 0, 2)], [Node("a", 2, 1), Node("b", 2, 1)], "image"),
         ([Pool("worker", 1, 0.25)], [], "worker"),
+        # Memory is a node's, too.
+        ([Pool("image", 3, 0, 0, 2e9)], [Node("a", 8, 0, 3e9), Node("b", 8, 0, 3e9)], "image"),
     ],
 )
 def test_pools_that_cannot_be_placed_are_refused(pools: list[Pool], nodes: list[Node], culprit: str) -> None:
@@ -49,6 +51,35 @@ def test_pools_that_cannot_be_placed_are_refused(pools: list[Pool], nodes: list[
 def test_pools_that_just_fit() -> None:
     check_fit([Pool("a", 10, 0.1), Pool("b", 10, 0, 0.1)], [Node("n", 1, 1)])
     check_fit([Pool("image", 2, 1, 0.5), Pool("spectra", 2, 1, 0.5)], [Node("n", 4, 2)])
+
+
+def test_several_actors_share_a_gpu_as_far_as_the_nodes_memory_goes() -> None:
+    nodes = [Node("a", 8, 1, 8 * 2**30), Node("b", 8, 1, 8 * 2**30)]
+    _, pools = plan_pools(ALL, "cuda", 1, 16, 2, None, {"image": {"size": 8, "num_gpus": 0.25}})
+    check_fit([pools["image"]], nodes)
+    wanted = {"image": {"size": 8, "num_gpus": 0.25, "memory_gib": 3.0}}
+    _, pools = plan_pools(ALL, "cuda", 1, 16, 2, None, wanted)
+    with pytest.raises(ClusterError, match=r"8 x image \(0.25 CPU, 0.25 GPU, 3 GiB\).*1 GPU, 8.0 GiB"):
+        check_fit([pools["image"]], nodes)
+
+
+@pytest.mark.parametrize(("shards", "workers", "image"), [(100, 8, 8), (8, 8, 8), (3, 3, 3), (1, 1, 1)])
+def test_there_are_no_more_workers_than_shards(shards: int, workers: int, image: int) -> None:
+    worker, pools = plan_pools(ALL, "cpu", 1, 64, 0, 8, None, shards)
+    assert (worker.size, pools["image"].size) == (workers, image)
+
+
+def test_there_are_no_more_actors_than_the_workers_keep_busy() -> None:
+    asked = {"image": {"size": 6, "num_gpus": 0.25}}
+    sizes = [plan_pools(ALL, "cuda", 1, 64, 4, 8, asked, shards)[1]["image"].size for shards in (9, 2, 1)]
+    assert sizes == [6, 4, 2]
+
+
+def test_workers_are_a_pool_too() -> None:
+    worker, _ = plan_pools(ALL, "cpu", 1, 8, 0, None, {"worker": {"size": 3, "memory_gib": 1.5}})
+    assert worker == Pool("worker", 3, 0.25, 0.0, 1.5 * 2**30)
+    with pytest.raises(UsageError, match="given twice"):
+        plan_pools(ALL, "cpu", 1, 8, 0, 2, {"worker": {"size": 3}})
 
 
 def test_own_pools_are_taken_over() -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +19,10 @@ from applecider_batch.catalog.run_folder import RunFolder as CatalogRunFolder
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.engine import api
 from applecider_batch.engine.driver import Driver, RunInterrupted
+from applecider_batch.engine.ray_cluster import Node
 from applecider_batch.engine.ray_executor import RayExecutor
 from applecider_batch.engine.run_folder import RunFolder
+from applecider_batch.engine.shard_task import TaskSpec
 from applecider_batch.errors import ClusterError, UsageError
 from applecider_batch.models.model_set import init_model_set
 from applecider_batch.models.use import use_network
@@ -175,12 +178,12 @@ def test_a_signal_ends_a_ray_run_in_good_order(ray_session: Any, archive: str, t
 
 
 def test_a_model_set_that_a_worker_cannot_load_is_said(
-    ray_session: Any, archive: str, tmp_path: Path
+    ray_session: Any, archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, run = fakes.make_plan(archive), str(tmp_path / "run")
     executor = RayExecutor(fakes.make_spec(plan, run), workers=1)
-    executor._modalities = lambda: ["image"]  # type: ignore[method-assign]
     broken = fakes.make_spec(fakes.make_plan(archive, models="broken"), run)
+    monkeypatch.setattr(TaskSpec, "load_models", lambda self: SimpleNamespace(defaults={"image": None}))
     executor.spec = broken
     with pytest.raises(ClusterError, match="cannot start: RuntimeError"):
         Driver(RunFolder(Store(run)), broken.plan, executor, progress=False).run()
@@ -194,6 +197,44 @@ def test_pools_that_do_not_fit_are_refused_before_the_start(
     with pytest.raises(ClusterError, match="image' finds no room"):
         Driver(RunFolder(Store(run)), plan, executor, progress=False).run()
     assert api.status(run)["state"] == "incomplete"
+
+
+class Changing(RayExecutor):
+    """A cluster of 2 CPUs, then of 4 until the pools have grown, then of 1; then shards take no time."""
+
+    def start(self, stop: threading.Event) -> None:
+        self.cpus = 2.0
+        self.seen: list[tuple[int, int]] = []
+        self._connection.nodes = lambda: [Node("n", self.cpus, 0.0, 1e12)]  # type: ignore[method-assign]
+        super().start(stop)
+
+    def _cluster(self, nodes: Any) -> tuple[float, float]:
+        return nodes[0].cpus, 0.0
+
+    def submit(self, shard: Any, attempt: Any) -> None:
+        self.seen.append((len(self._idle) + len(self._under_way), len(self._models["image"])))
+        if len(self.seen) == 4:
+            self.cpus = 4.0
+        elif self.seen[-1] == (2, 2):
+            self.cpus = 1.0
+        elif self.seen[-1] == (1, 1) and self.cpus == 1.0:
+            fakes.write_archive(Path(self.spec.plan.archive_url), objects=400)
+        super().submit(shard, attempt)
+
+
+def test_pools_follow_the_cluster_and_the_queue(
+    ray_session: Any, archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("applecider_batch.engine.ray_executor.NODES_SECONDS", 0.0)
+    fakes.write_archive(Path(archive), objects=400, sleep={"*": 0.5})
+    plan, run = fakes.make_plan(archive), str(tmp_path / "run")
+    executor = Changing(fakes.make_spec(plan, run))
+    assert len(plan.shards) == 80
+    result = Driver(RunFolder(Store(run)), plan, executor, progress=False).run()
+    assert (result["state"], result["objects"]) == ("complete", 400)
+    assert executor.seen[:4] == [(1, 1)] * 4
+    assert max(executor.seen) == (2, 2)
+    assert executor.seen[-1] == (1, 1)
 
 
 def test_a_growing_cluster_needs_a_number_of_workers(archive: str, tmp_path: Path) -> None:
