@@ -69,8 +69,12 @@ def _mean_positions(rows: pa.Table) -> pl.DataFrame:
 def _range_objects(archive: Archive, lo: int, hi: int) -> pa.Table:
     """Schema ``objects`` for the objects of a hash range."""
     alerts = archive.read_alerts(lo, hi, ["hash64", "objectId", "jd", "ra", "dec"])
-    points = distinct_points(archive.read_points(lo, hi, KEY_COLUMNS))
-    given = archive.read_points(lo, hi, ["hash64", "objectId", "origin", "ra", "dec"])
+    # The points of one part are distinct already.
+    several = sum(part.overlaps("photometry", lo, hi) for part in archive.parts) > 1
+    wanted = ["hash64", "objectId", "jd", "origin", "ra", "dec"]
+    columns = list(dict.fromkeys([*wanted, *(KEY_COLUMNS if several else ())]))
+    given = archive.read_points(lo, hi, columns)
+    points = distinct_points(given) if several else pl.DataFrame(pl.from_arrow(given))
     spectra = pl.DataFrame(pl.from_arrow(archive.read_spectra(lo, hi, ["objectId"])))
     keys = ["hash64", "objectId", "jd"]
     rows = pl.concat(

@@ -301,7 +301,7 @@ class Scripted:
     def __init__(self, inner: SerialExecutor, kinds: dict[str, list[str]]) -> None:
         self.inner, self.kinds = inner, kinds
         self.start, self.free, self.close, self.spec = inner.start, inner.free, inner.close, inner.spec
-        self.sizes = inner.sizes
+        self.sizes, self.expect = inner.sizes, inner.expect
         self.attempts: list[str] = []
         self.last: Shard | None = None
 
