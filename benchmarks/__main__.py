@@ -1,5 +1,8 @@
 """All benchmarks that need no data of one's own, one after the other, on a simulated survey (``make bench``).
 
+First :mod:`benchmarks.throughput`, which writes ``results.json`` and the table of ``docs/performance.md`` and
+takes what is given here (``python -m benchmarks --data DATA``); then the others.
+
 The others take real files and say how in their first lines: ``golden_table``, ``gate_table``,
 ``real_photometry``, ``real_spectra``, ``real_images``, ``missed_transients``, ``flaky_s3``; ``chaos`` is
 ``make chaos``.
@@ -16,7 +19,8 @@ CLI = [sys.executable, "-c", "from applecider_batch.cli.main import main; main()
 
 
 def main() -> None:
-    """Simulate a survey, then run each benchmark on it."""
+    """Every stage of the way; then simulate a survey and run each other benchmark on it."""
+    _module("throughput", *sys.argv[1:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _run([*CLI, "simulate", str(folder / "survey"), "--objects", "150", "--nights", "40", "-q"])

@@ -129,7 +129,9 @@ def stamps_from_archive(inputs: Inputs) -> Stage:
         f"{len(candids)} {inputs.kind} triplets; {stored / 1000:.1f} kB stored a triplet, keys included, "
         f"{gzipped / 1000:.1f} kB gzipped ({stored / gzipped:.2f})"
     )
-    return Stage("stamps from the archive", "triplets", ours, reference, "lz4 and copies", 50, notes=[note])
+    return Stage(
+        "stamps from the archive", "triplets", ours, reference, "copies and fresh memory", 50, notes=[note]
+    )
 
 
 def _plain_ingest(night: Path, out: Path) -> int:
@@ -172,7 +174,7 @@ def whole_ingest(inputs: Inputs) -> Stage:
         return _plain_ingest(reference_night, plain)
 
     note = "simulated nights, with stamps; sorted, de-duplicated, digested and indexed on our side only"
-    return Stage("ingest", "packets", ours, reference, "inflate, digests, sort, zstd", 8, notes=[note])
+    return Stage("ingest", "packets", ours, reference, "inflate, digests, records, copies", 8, notes=[note])
 
 
 def compaction(inputs: Inputs) -> Stage:
@@ -199,7 +201,7 @@ def compaction(inputs: Inputs) -> Stage:
         "alerts",
         ours,
         None,
-        "lz4 and zstd of the stamps",
+        "copies of the stamps, digests",
         notes=["runs of 15 simulated nights"],
     )
 
