@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,15 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from applecider_batch import __version__
+from applecider_batch.archive.ingest import ingest
+from applecider_batch.archive.read import Archive
+from applecider_batch.cli.main import run
 from applecider_batch.engine import api
 from applecider_batch.engine import submit as submit_module
 from applecider_batch.engine.submit import VERBS, last_document, submit, working_folder
 from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.models.model_set import ModelSet
 from applecider_batch.schema import jobs_folder
+from applecider_batch.simulate import simulate
+from tests.archive.trees import tree
 from tests.engine.conftest import Inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +140,37 @@ def test_classify_as_a_job(head: Head, inputs: Inputs, tmp_path: Path) -> None:
     refused, said = head.submit("classify", [*arguments, "--horizons", "3"], tmp_path)
     assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
     assert "what differs: the horizons" in said
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ingest_and_training_as_jobs(head: Head, inputs: Inputs, tmp_path: Path) -> None:
+    survey = simulate(tmp_path / "survey", n_objects=12, n_nights=4, seed=5)
+    nights = [str(night) for night in survey["nights"]]
+    answer, said = head.submit("ingest", [*nights, "--archive", "there"], tmp_path)
+    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
+    here = ingest(nights, str(tmp_path / "here"))
+    assert answer["result"] == json.loads(json.dumps(here))
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    # The same weights as a training in this process.
+    names = Archive.open(inputs.archive).object_names(0, 1 << 64)
+    classes = [("SN I", "SN II")[number % 2] for number in range(len(names))]
+    pq.write_table(pa.table({"objectId": names, "class5": classes}), tmp_path / "labels.parquet")
+    weights = []
+    for place in ("there", "here"):
+        shutil.copytree(inputs.models, tmp_path / f"models-{place}")
+        line = ["photometry", "--archive", inputs.archive, "--labels", str(tmp_path / "labels.parquet")]
+        line += ["--models", str(tmp_path / f"models-{place}"), "--out", str(tmp_path / f"out-{place}")]
+        line += ["--preset", "compact", "--epochs", "1", "--validation", "0.4", "-q"]
+        if place == "there":
+            answer, said = head.submit("train", line, tmp_path)
+            assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
+        else:
+            assert run(["train", *line, "--format", "json"]) == 0
+        entry = ModelSet.load(str(tmp_path / f"models-{place}")).defaults["photometry"]
+        weights.append(entry.card.weights_sha256)
+    assert weights[0] == weights[1]
+    assert weights[0] != ModelSet.load(inputs.models).defaults["photometry"].card.weights_sha256
 
 
 def test_what_is_shipped_runs_by_itself(tmp_path: Path) -> None:
