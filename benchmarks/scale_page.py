@@ -1,0 +1,120 @@
+"""docs/scale.md from what ``benchmarks.scale`` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TITLES = {"bare": "Alerts without stamps", "stamps": "Alerts with stamps"}
+HEAD = """# Scale
+
+```
+python -m benchmarks.scale build FOLDER --kind bare --alerts 1000000 --real ARCHIVE    # and the other stages
+python -m benchmarks.scale page FOLDER
+```
+
+Archives made by replication of a simulated survey and of real objects with alerts: every copy has new
+objectIds and candids and lies at another right ascension, so it passes through ingest, planning, features,
+networks and commits like any other object. The tenth holds the same objects a tenth as often. The networks
+are the main ones of an untrained model set, on a CPU thread; each command is a process of its own. Where the
+load average is above the number of processes measured, the machine was busy with other work: then seconds say
+little and CPU seconds more. What is asked for is in the last column.
+"""
+
+
+def write_page(results: Mapping[str, Any], out: Path) -> None:
+    """Write the page of the stages that were run."""
+    sections = [HEAD]
+    for kind, title in TITLES.items():
+        made = [_built(results, kind), _classified(results, kind), _planned(results, kind)]
+        made += [_resumed(results, kind), _ray(results, kind)]
+        if any(made):
+            sections += [f"## {title}\n", *(each for each in made if each)]
+    out.write_text("\n".join(sections))
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def _load(found: Mapping[str, Any]) -> str:
+    return f"Load average at the end: {found['load_average']:.1f}.\n"
+
+
+def _built(results: Mapping[str, Any], kind: str) -> str:
+    found = results.get(f"build {kind}")
+    if not found:
+        return ""
+    rows = [
+        [
+            name,
+            f"{found[name]['alerts']:,}",
+            f"{found[name]['objects']:,}",
+            f"{found[name]['bytes'] / 1e6:,.0f}",
+            f"{found[name]['seconds']:.0f}",
+            f"{found[name]['cpu_seconds']:.0f}",
+        ]
+        for name in ("tenth", "whole")
+    ]
+    head = ["archive", "alerts", "objects", "MB", "seconds to ingest", "CPU seconds"]
+    return _table(head, rows) + "\n" + _load(found)
+
+
+def _classified(results: Mapping[str, Any], kind: str) -> str:
+    found = results.get(f"classify {kind}")
+    if not found:
+        return ""
+    tenth, whole = found["tenth"], found["whole"]
+
+    def row(title: str, of: Any, unit: str, asked: str) -> list[str]:
+        one, ten = of(tenth), of(whole)
+        return [title, f"{one:,.3g} {unit}", f"{ten:,.3g} {unit}", f"{ten / one:.2f}", asked]
+
+    rows = [
+        row("seconds an object, whole command", lambda m: 1e3 * m["seconds"] / m["objects"], "ms", "≤ 1.15"),
+        row("CPU an object, whole command", lambda m: 1e3 * m["cpu_seconds"] / m["objects"], "ms", ""),
+        row("seconds an object, shards alone", lambda m: 1e3 * m["shard_seconds"] / m["objects"], "ms", ""),
+        row("peak memory of the process", lambda m: m["peak_memory_bytes"] / 2**20, "MiB", "≤ 1.15"),
+    ]
+    head = ["classified, serial executor", "tenth", "whole", "whole / tenth", "asked for"]
+    return _table(head, rows) + "\n" + _load(found)
+
+
+def _planned(results: Mapping[str, Any], kind: str) -> str:
+    found = results.get(f"plan {kind}")
+    if not found:
+        return ""
+    first, again = found["first"], found["again"]
+    return (
+        f"`plan` of {again['shards']:,} shards ({again['objects']:,} objects): {again['seconds']:.2f} s "
+        f"({again['cpu_seconds']:.2f} s of CPU), under 3 s asked for; the first time on a snapshot, when the "
+        f"table of its objects is derived, {first['seconds']:.2f} s ({first['cpu_seconds']:.2f} s of CPU). "
+        + _load(found)
+    )
+
+
+def _resumed(results: Mapping[str, Any], kind: str) -> str:
+    found = results.get(f"resume {kind}")
+    if not found:
+        return ""
+    beyond = found["total_seconds"] - found["ray_init_seconds"] - found["shard_seconds"]
+    return (
+        f"Resume with Ray after {found['done_again']} of {found['shards']} commits were removed: "
+        f"{found['total_seconds']:.1f} s in all, of which `ray.init` (timed alone) "
+        f"{found['ray_init_seconds']:.1f} s and the shards {found['shard_seconds']:.1f} s: {beyond:.1f} s "
+        "beyond these, within 5 s asked for. Ray and the actors were ready after "
+        f"{found['ray_and_actors_seconds']:.1f} s. " + _load(found)
+    )
+
+
+def _ray(results: Mapping[str, Any], kind: str) -> str:
+    found = results.get(f"ray {kind}")
+    if not found:
+        return ""
+    serial, ray = (found[name]["objects_per_s_and_core"] for name in ("serial", "ray"))
+    return (
+        f"Ray on {found['cores']} cores beside the serial executor on one, start-up aside: {ray:,.0f} and "
+        f"{serial:,.0f} objects/s and core, {ray / serial:.2f} (at least 0.9 asked for). " + _load(found)
+    )
