@@ -131,7 +131,7 @@ class IngestAssembler:
             return part_schema("stamps").empty_table()
         rows = self._spill.read("stamps", lo, hi)
         store, _, _ = resolution.decide(pairs_of(rows))
-        return distinct_packets(rows.filter(pa.array(store)), "stamps")
+        return distinct_packets(rows if store.all() else rows.filter(pa.array(store)), "stamps")
 
     def _photometry(self, lo: int, hi: int, fresh: np.ndarray | None) -> pa.Table:
         rows = self._spill.read("photometry", lo, hi)
@@ -153,7 +153,8 @@ def distinct_packets(table: pa.Table, name: str) -> pa.Table:
         return table
     table = sort_rows(name, table)
     pairs = pairs_of(table)
-    return table.filter(pa.array(np.concatenate([[True], pairs[1:] != pairs[:-1]])))
+    first = np.concatenate([[True], pairs[1:] != pairs[:-1]])
+    return table if first.all() else table.filter(pa.array(first))
 
 
 def distinct_rows(table: pa.Table, column: str) -> pa.Table:

@@ -48,7 +48,9 @@ _UNSORTED = ("quarantine",)
 def sort_rows(name: str, table: pa.Table) -> pa.Table:
     """Rows of a table in the archive's order (null first); photometry is sorted by ``stitch``."""
     keys = [(key, "ascending", "at_start") for key in SORT_KEYS[name] if key in table.column_names]
-    return table.take(pc.sort_indices(table, sort_keys=keys))
+    order = pc.sort_indices(table, sort_keys=keys)
+    # In order already: a stamp is 38 kB, not to be copied for nothing.
+    return table if np.array_equal(order.to_numpy(), np.arange(table.num_rows)) else table.take(order)
 
 
 def part_schema(name: str) -> pa.Schema:

@@ -63,7 +63,8 @@ def decode_stamp(data: bytes | memoryview | None) -> tuple[np.ndarray | None, in
         return (flat, DAMAGED) if flat.ndim == 2 and max(flat.shape) <= MAX_SIDE else (None, UNREADABLE)
     if max(image.shape) > MAX_SIDE or image.size == 0:
         return None, UNREADABLE
-    return image, DECODED if np.isfinite(image).any() else DAMAGED
+    sound = np.isfinite(image[0, 0]) or np.isfinite(image).any()
+    return image, DECODED if sound else DAMAGED
 
 
 def _inflate(data: bytes | memoryview) -> bytes:

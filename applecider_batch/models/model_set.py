@@ -77,9 +77,9 @@ class NetworkEntry:
 
     def build(self) -> nn.Module:
         """The network with its weights, in eval mode and without gradients, on the CPU in float32."""
-        import torch
+        from applecider_batch.models.unfilled import unfilled
 
-        with torch.random.fork_rng(devices=[]):  # fresh weights must not move the caller's random numbers
+        with unfilled():
             network = build_network(self.card.profile, self.card.network, **self.card.config)
         try:
             network.load_state_dict(self.state_dict(), strict=True, assign=True)
