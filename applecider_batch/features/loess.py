@@ -1,60 +1,63 @@
 """LOESS on a uniform grid: local linear regression with tricube weights (Cleveland 1979, JASA 74, 829).
 
-On a uniform grid the smoother is the same linear map for every curve, so it is made once, as a band of
-blocks, and applied to many curves as matrix products. Without Cleveland's robustness iterations: these
-depend on the data.
+On a uniform grid the smoother is the same linear map for every curve. Where a sample has neighbours on both
+sides it is a convolution, done by Fourier transforms; towards the ends it is a matrix. Without Cleveland's
+robustness iterations: these depend on the data.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from applecider_batch.errors import UserError
 
-_BLOCK = (
-    24  # points that share one dense matrix; so few that a product is too small for BLAS to start threads
-)
+_BLOCK = 24  # samples at a time: a product too small for BLAS to start threads
+_ROWS = 16  # curves at a time, so that what is made on the way stays in the cache
 _FEWEST = 4  # neighbours; the farthest weighs nothing, and a line needs two
 
 
-def loess(curves: np.ndarray, span: float, *, points: int | None = None) -> np.ndarray:
+def loess(curves: np.ndarray, spans: Sequence[float]) -> np.ndarray:
     """Smooth curves by local linear regression.
 
     Parameters
     ----------
     curves : ndarray, float, shape (n, N)
-        One curve a row on a uniform grid.
-    span : float
-        Fraction of the N samples that are neighbours, in (0, 1]: the k = int(span N) nearest, weighted by
+        One curve a row, N equally spaced samples.
+    spans : sequence of float, length s
+        Fractions of the N samples that are neighbours, in (0, 1]: the k = int(span N) nearest, weighted by
         (1 - (d / h)^3)^3 with h the distance of the farthest of them.
-    points : int, optional
-        Instead of the smoothed samples: the first, the middles of so many equal parts of the range, and the
-        last, on straight lines between smoothed samples, as a line plot has them.
 
     Returns
     -------
-    ndarray, shape (n, N) or (n, points + 2)
-        float32 for float32 curves, else float64.
+    ndarray, float64, shape (s, n, N)
 
     Raises
     ------
     UserError
-        If fewer than four samples are neighbours, or the span is not in (0, 1].
+        If fewer than four samples are neighbours, or a span is not in (0, 1].
     """
     n = curves.shape[1]
-    if not 0 < span <= 1:
-        raise UserError(f"The span of LOESS must be in (0, 1]; given {span}.")
-    if _neighbours(n, span) < _FEWEST:
-        raise UserError(
-            f"LOESS with a span of {span} needs at least {int(np.ceil(_FEWEST / span))} samples; given {n}."
-        )
-    dtype = np.float32 if curves.dtype == np.float32 else np.float64
-    blocks = _blocks(n, float(span), points, np.dtype(dtype).name)
-    return np.concatenate(
-        [curves[:, first : first + len(matrix)] @ matrix for first, matrix in blocks], axis=1
-    )
+    for span in spans:
+        if not 0 < span <= 1:
+            raise UserError(f"The span of LOESS must be in (0, 1]; given {span}.")
+        if _neighbours(n, span) < _FEWEST:
+            fewest = int(np.ceil(_FEWEST / span))
+            raise UserError(f"LOESS with a span of {span} needs at least {fewest} samples; given {n}.")
+    curves = curves.astype(np.float64, copy=False)
+    smooth = np.empty((len(spans), *curves.shape))
+    for start in range(0, len(curves), _ROWS):
+        rows = slice(start, start + _ROWS)
+        given = curves[rows]
+        transformed = np.fft.rfft(given)
+        for out, span in zip(smooth[:, rows], spans, strict=True):
+            transform, ends = _smoother(n, float(span))
+            np.fft.irfft(transformed * transform, n, out=out)
+            for first, samples, matrix in ends:
+                out[:, samples] = given[:, first : first + len(matrix)] @ matrix
+    return smooth
 
 
 def _neighbours(n: int, span: float) -> int:
@@ -62,28 +65,30 @@ def _neighbours(n: int, span: float) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _blocks(n: int, span: float, points: int | None, dtype: str) -> tuple[tuple[int, np.ndarray], ...]:
-    """Per block of points: first sample, and the map (samples, points of the block)."""
+def _smoother(n: int, span: float) -> tuple[np.ndarray, tuple[tuple[int, np.ndarray, np.ndarray], ...]]:
+    """The convolution's transform (N // 2 + 1,), and towards the ends: first neighbour, samples, map."""
     k = _neighbours(n, span)
     at = np.arange(n)
     first = np.clip(np.ceil(at - k / 2).astype(np.int64), 0, n - k)  # of the k nearest samples
-    d = first[:, None] + np.arange(k) - at[:, None]
-    h = np.abs(d).max(1, keepdims=True)
-    w = (1 - (np.abs(d) / h) ** 3) ** 3
-    s0, s1, s2 = w.sum(1), (w * d).sum(1), (w * d * d).sum(1)
-    weight = w * (s2[:, None] - s1[:, None] * d) / (s0 * s2 - s1 * s1)[:, None]  # (n, k)
-    where = np.arange(n, dtype=float)
-    if points is not None:
-        where = np.concatenate([[0.0], (np.arange(points) + 0.5) / points, [1.0]]) * (n - 1)
-    left = np.minimum(where.astype(np.int64), n - 2)  # a point lies between this smoothed sample and the next
-    part = where - left
-    blocks = []
-    for start in range(0, len(where), _BLOCK):
-        rows = slice(start, min(start + _BLOCK, len(where)))
-        begin, end = int(first[left[rows][0]]), int(first[left[rows][-1] + 1]) + k
-        matrix = np.zeros((end - begin, rows.stop - start))
-        for sample, share in ((left[rows], 1 - part[rows]), (left[rows] + 1, part[rows])):
-            used = first[sample][:, None] + np.arange(k) - begin
-            matrix[used, np.arange(len(sample))[:, None]] += share[:, None] * weight[sample]
-        blocks.append((begin, matrix.astype(dtype)))
-    return tuple(blocks)
+    cut = np.ceil(at - k / 2) != first
+    inside = np.flatnonzero(~cut)
+    kernel = np.zeros(n)
+    if len(inside):
+        middle = inside[0]
+        kernel[(middle - first[middle] - np.arange(k)) % n] = _weights(middle, first[middle], k)
+    ends = []
+    for start in range(0, n, _BLOCK):
+        samples = at[start : start + _BLOCK][cut[start : start + _BLOCK]]
+        for one in np.unique(first[samples]).tolist():
+            same = samples[first[samples] == one]
+            matrix = np.stack([_weights(sample, one, k) for sample in same.tolist()], axis=1)
+            ends.append((one, same, matrix))
+    return np.fft.rfft(kernel), tuple(ends)
+
+
+def _weights(sample: int, first: int, k: int) -> np.ndarray:
+    """What the k neighbours from ``first`` on give to a smoothed sample, (k,)."""
+    d = first + np.arange(k) - sample
+    w = (1 - (np.abs(d) / np.abs(d).max()) ** 3) ** 3
+    s0, s1, s2 = w.sum(), (w * d).sum(), (w * d * d).sum()
+    return w * (s2 - s1 * d) / (s0 * s2 - s1 * s1)

@@ -1,366 +1,330 @@
-"""Ink of curves in a picture: the coverage of every pixel by a pen that follows the curve.
+"""Ink of line plots: what Agg, the renderer of matplotlib, draws of a curve, as compiled code.
 
-Two coverages are computed, and the larger holds:
+A curve goes through matplotlib's steps, so that its picture is the same within a few grey levels:
 
-- the *union*: what a round pen of the line's width covers. A vertical cut through the trace of a continuous
-  curve is one interval, whose ends are the curve's grey dilation and erosion by a disc; some cuts are made
-  per pixel. A smooth curve is sampled once per cut, of a noisy one the extremes within the cut count.
-- the *overlap*, for noisy curves: Agg adds the areas of all strokes in a pixel and clips the sum at 1, so
-  where a curve goes up and down within a pixel it blackens edges that the union leaves grey. Here a stroke is
-  a box as wide as the pen.
+1. *Simplification*: samples that lie within a ninth of a pixel of a straight line are left out (matplotlib's
+   ``path.simplify`` with its default threshold; curves of fewer than 128 samples keep all).
+2. *Outline*: the stroke of the line's width as one closed polygon, with round joins outside, mitred joins
+   inside and projecting ends, in whole 1/256 pixels. Where it overlaps itself, areas add up.
+3. *Coverage*: the signed area of the polygon in every pixel, cut off at 1 (Levien's and Agg's method, here
+   column by column). Within a column an edge of the polygon is a ramp, and what a ramp adds to the pixels of
+   the column has a second difference that is zero except at its ends. So an edge is written as three numbers
+   at each of its ends, whatever its length, and two cumulative sums over a column give its pixels.
 
-Both are written as events, where coverage begins and ends in a pixel column, and a cumulative sum over the
-inked rows of each column makes ink of them: the cost follows the number of samples and of inked pixels.
+Numba compiles this on the first call (seconds) and keeps the result beside this file, or in the user's cache
+where that folder cannot be written, or not at all. Only the four basic operations and square roots are used
+on pixels' values, which give the same result on every processor.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
 
+import numba
 import numpy as np
 
-SMOOTH_SAMPLES = 3  # of a smooth curve per pixel
-_SMOOTH_CUTS = 2 * SMOOTH_SAMPLES  # per pixel; a cut is a quarter of the way from a sample to the next
-_CUTS = 4  # of a noisy curve
-_TIP = 0.15  # px: a spike's round tip, spread over its width, as a longer spike
-_STROKES = 7  # a pixel at least, for strokes to be thin against it
-_SHIFT = 12  # ink is counted in 1/4096 of a grey level: whole numbers add up to exactly nothing again
-_FULL = 255 << _SHIFT
+from applecider_batch.compiled import compiled
+
+_FEWEST_SIMPLIFIED = 128  # samples
+_TOLERANCE = 1 / 9  # px
+_MITRE = 1.01  # half-widths that an inner corner may lie away from its vertex, however short its strokes
+_FLAT = 1 / 1024  # of the half-width: the gap between a round join and one point that is not seen
+_ARC = 0.125  # px between an arc and its chords
+_ONE = 256  # units in a pixel
 
 
-class Scratch:
-    """Arrays by name that grow and are used again: fresh memory costs more than what is computed in it."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[tuple[str, type], np.ndarray] = {}
-
-    def get(self, name: str, shape: int | tuple[int, ...], dtype: type = np.float64) -> np.ndarray:
-        """An array of that shape with any content; the same memory at every call with this name and type."""
-        n = int(np.prod(shape))
-        key = (name, dtype)
-        array = self._arrays.get(key)
-        if array is None or len(array) < n:
-            array = self._arrays[key] = np.empty(n + n // 2, dtype)
-        return array[:n].reshape(shape)
+# A part of a function that is compiled: written into it, as a call would cost more than the part does.
+_part = numba.njit(forceinline=True, error_model="numpy")
 
 
-def draw_noisy(
-    out: np.ndarray, origin: np.ndarray, curves: np.ndarray, size: int, width: float, scratch: Scratch
+def grey_levels() -> np.ndarray:
+    """Ink of every coverage in 1/255, (256,) uint8: Agg blends black over opaque white in whole numbers."""
+    coverage = np.arange(256)
+    return (255 - (255 * 255 * (256 - coverage)) // (255 * 256 + coverage)).astype(np.uint8)
+
+
+@_part
+def _scale(curve: np.ndarray, size: int, scaled: np.ndarray) -> bool:
+    """Values (n,) in px from the top, the largest at 0, the smallest at ``size``; False if not finite."""
+    low = high = curve[0]
+    finite = True
+    for value in curve:
+        finite &= np.isfinite(value)
+        low, high = min(low, value), max(high, value)
+    span = high - low
+    if not (finite and np.isfinite(span)):
+        return False
+    factor = size / span
+    for i in range(len(curve)):
+        scaled[i] = (high - curve[i]) * factor if np.isfinite(factor) else size / 2
+    return True
+
+
+@_part
+def _simplify(curve: np.ndarray, size: int, x: np.ndarray, y: np.ndarray) -> int:
+    """Vertices of the line plot of a curve in px, written to x and y, and their number.
+
+    A sample is left out if it lies within the tolerance of the straight line that its predecessors began;
+    of these the farthest forward, the farthest backward and the last are kept.
+    """
+    n = len(curve)
+    step = size / (n - 1)
+    if n < _FEWEST_SIMPLIFIED:
+        for i in range(n):
+            x[i], y[i] = i * step, curve[i]
+        return n
+    x[0], y[0] = 0.0, curve[0]
+    count = 1
+    start_x, start_y = last_x, last_y = 0.0, curve[0]
+    along_x = along_y = norm = 0.0  # direction of the line
+    front_x = front_y = front = back_x = back_y = back = 0.0
+    at_front, at_back = True, False
+    for i in range(1, n):
+        now_x, now_y = i * step, curve[i]
+        if norm > 0:
+            dx, dy = now_x - start_x, now_y - start_y
+            across = along_x * dy - along_y * dx
+            forward = along_x * dx + along_y * dy
+            if across * across < _TOLERANCE * _TOLERANCE * norm:
+                at_front = at_back = False
+                far = forward * forward
+                if forward > 0:
+                    if far > front:
+                        at_front, front, front_x, front_y = True, far, now_x, now_y
+                elif far > back:
+                    at_back, back, back_x, back_y = True, far, now_x, now_y
+                last_x, last_y = now_x, now_y
+                continue
+            if back > 0 and at_front:
+                x[count], y[count] = back_x, back_y
+                count += 1
+            x[count], y[count] = front_x, front_y
+            count += 1
+            if back > 0 and not at_front:
+                x[count], y[count] = back_x, back_y
+                count += 1
+            if not at_front and not at_back:
+                x[count], y[count] = last_x, last_y
+                count += 1
+            start_x, start_y = x[count - 1], y[count - 1]
+        along_x, along_y = now_x - last_x, now_y - last_y
+        norm = along_x * along_x + along_y * along_y
+        front, back = norm * norm, 0.0
+        at_front, at_back = True, False
+        last_x, last_y = front_x, front_y = now_x, now_y
+    x[count], y[count] = front_x, front_y
+    count += 1
+    if back > 0:
+        x[count], y[count] = back_x, back_y
+        count += 1
+    x[count], y[count] = last_x, last_y
+    return count + 1
+
+
+@_part
+def _put(points: np.ndarray, at: int, x: float, y: float) -> None:
+    points[at, 0], points[at, 1] = int(x * _ONE + 0.5), int(y * _ONE + 0.5)
+
+
+@_part
+def _arc_cosine(x: float) -> float:
+    """For x in [0, 1], within 7e-5 (Abramowitz and Stegun 1964, 4.4.45)."""
+    return math.sqrt(1 - x) * (1.5707288 - x * (0.2121144 - x * (0.0742610 - x * 0.0187293)))
+
+
+@_part
+def _sine_and_cosine(x: float) -> tuple[float, float]:
+    """For x from -pi/2 to pi/2, within 3e-5."""
+    q = x * x
+    sine = x * (1 - q / 6 * (1 - q / 20 * (1 - q / 42 * (1 - q / 72))))
+    return sine, 1 - q / 2 * (1 - q / 12 * (1 - q / 30 * (1 - q / 56)))
+
+
+@_part
+def _outline(
+    x: np.ndarray, y: np.ndarray, count: int, half: float, margin: int, points: np.ndarray
+) -> tuple[int, int]:
+    """The stroke's polygon, closed, in 1/256 px from the margin's corner; its first and last place in points.
+
+    The left side is written upwards from the middle of ``points``, the right side downwards.
+    """
+    arc = 2 * math.acos(half / (half + _ARC))
+    right = len(points) // 2
+    left = right + 1
+    x0, y0 = x[0] + margin, y[0] + margin
+    nx = ny = before = 0.0  # normal to the left and length of the last stroke
+    for i in range(1, count):
+        x1, y1 = x[i] + margin, y[i] + margin
+        length = math.sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2)
+        if length == 0:
+            continue
+        mx, my = (y1 - y0) / length, (x0 - x1) / length
+        if before == 0:
+            _put(points, left, x0 + half * (mx + my), y0 + half * (my - mx))
+            _put(points, right, x0 - half * (mx - my), y0 - half * (my + mx))
+            left, right = left + 1, right - 1
+        else:
+            cos, turn = nx * mx + ny * my, nx * my - ny * mx
+            bend = math.sqrt(max(1 + cos, 0.0) / 2)  # cos of half the angle between the strokes
+            for side in range(2):
+                inner = (side == 0) == (turn < 0)
+                if inner:
+                    mitred = half <= max(min(before, length), _MITRE * half) * bend
+                else:
+                    mitred = 1 - bend < _FLAT
+                pen = half if side == 0 else -half
+                pieces, sin = 0 if mitred else 1, 0.0
+                if pieces and not inner:
+                    angle = 2 * _arc_cosine(bend)
+                    pieces += int(angle / arc)
+                    sin, cos = _sine_and_cosine(math.copysign(angle / pieces, turn))
+                ox, oy = nx, ny
+                if mitred:
+                    ox, oy = (nx + mx) / (2 * bend * bend), (ny + my) / (2 * bend * bend)
+                for piece in range(pieces + 1):
+                    if piece > 0 and piece == pieces:
+                        ox, oy = mx, my
+                    elif piece > 0:
+                        ox, oy = ox * cos - oy * sin, ox * sin + oy * cos
+                    _put(points, left if side == 0 else right, x0 + pen * ox, y0 + pen * oy)
+                    left, right = (left + 1, right) if side == 0 else (left, right - 1)
+        x0, y0, nx, ny, before = x1, y1, mx, my, length
+    _put(points, left, x0 + half * (nx - ny), y0 + half * (ny + nx))
+    _put(points, right, x0 - half * (nx + ny), y0 - half * (ny - nx))
+    left, right = left + 1, right - 1
+    points[left, 0], points[left, 1] = points[right + 1, 0], points[right + 1, 1]
+    return right + 1, left
+
+
+@_part
+def _mark(
+    edges: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    rows: int,
+    column: int,
+    y: float,
+    slope: float,
+    jump: float,
 ) -> None:
-    """Draw curves into pictures, strokes that meet in a pixel adding up.
+    """Note in a column that at y (px) an edge's ramp gets steeper by ``slope``, or that it jumps."""
+    if 0 <= column < len(low):
+        row = int(y)
+        part = y - row
+        rest = 1.0 - part
+        first = rest * (0.5 * slope * rest + jump)
+        third = part * (0.5 * slope * part - jump)
+        at = column * rows + row
+        edges[at] += first
+        edges[at + 1] += slope - first - third
+        edges[at + 2] += third
+        low[column] = min(low[column], row)
+        high[column] = max(high[column], row + 3)
+
+
+@_part
+def _mark_polygon(
+    points: np.ndarray,
+    first: int,
+    last: int,
+    margin: int,
+    edges: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> None:
+    """Note all edges of a polygon, cut where they go from column to column."""
+    x0, y0 = points[first, 0], points[first, 1]
+    column = (x0 >> 8) - margin
+    rows = len(edges) // len(low)
+    slope = 0.0
+    for i in range(first + 1, last + 1):
+        x1, y1 = points[i, 0], points[i, 1]
+        dx, dy = x1 - x0, y1 - y0
+        before, slope = slope, dx * 256.0 / dy if dy != 0 else 0.0
+        if slope != before:
+            _mark(edges, low, high, rows, column, y0 / 256, slope - before, 0.0)
+        target = (x1 >> 8) - margin
+        x = x0
+        if column != target:
+            forward = 1 if column < target else -1
+            tilt = dy / dx
+            border = (column + margin + (1 if forward > 0 else 0)) << 8
+            while column != target:
+                y = (y0 + (border - x0) * tilt) / 256
+                _mark(edges, low, high, rows, column, y, -slope, 0.0 if dy != 0 else float(border - x))
+                column += forward
+                _mark(edges, low, high, rows, column, y, slope, 0.0)
+                x = border
+                border += 256 * forward
+        if dy == 0 and dx != 0:
+            _mark(edges, low, high, rows, column, y1 / 256, 0.0, float(x1 - x))
+        x0, y0 = x1, y1
+    _mark(edges, low, high, rows, column, y0 / 256, -slope, 0.0)
+
+
+@_part
+def _fill(
+    edges: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    margin: int,
+    grey: np.ndarray,
+    picture: np.ndarray,
+) -> None:
+    """Make ink of what was noted, and forget it."""
+    size = len(low)
+    rows = len(edges) // size
+    for column in range(size):
+        slope = area = 0.0
+        for row in range(low[column], high[column]):
+            at = column * rows + row
+            slope += edges[at]
+            area += slope
+            edges[at] = 0.0
+            if margin <= row < margin + size:
+                # Sums of halves and quarters end a hair below the whole numbers that they mean.
+                picture[row - margin, column] = grey[min(int(abs(area) + 1e-6), 255)]
+        low[column], high[column] = rows, 0
+
+
+@functools.partial(compiled, error_model="numpy")
+def draw(
+    curves: np.ndarray,
+    width: float,
+    grey: np.ndarray,
+    pictures: np.ndarray,
+    channel: int,
+) -> None:
+    """Draw line plots of curves, each from its minimum (bottom) to its maximum (top).
 
     Parameters
     ----------
-    out : ndarray, uint8, flat
-        Pictures, row by row from the top; written where there is ink.
-    origin : ndarray, int64, shape (m,)
-        Where the curves' pictures begin in it.
-    curves : ndarray, float32, shape (m, n)
-        Samples from the left to the right edge, in pixels from the bottom.
-    size, width : int, float
-        Side of a picture and width of the line, in pixels.
-    scratch : Scratch
+    curves : ndarray, float64, shape (m, N)
+        Samples from the left to the right edge. A curve with a number that is not finite is not drawn, a
+        constant one is drawn in the middle.
+    width : float
+        Of the line, px.
+    grey : ndarray, uint8, shape (256,)
+        From `grey_levels`.
+    pictures : ndarray, uint8, shape (m, channels, size, size)
+        Written where there is ink; row 0 is the top.
+    channel : int
     """
-    curves = _finer(curves, _STROKES * size)
-    g = _geometry(curves.shape[1], size, width)
-    low, high = _cut_extremes(curves, g)
-    bottom, top = _dilate(low, high, g)
-    first, last = _by_column(np.minimum, bottom), _by_column(np.maximum, top)
-    # Strokes of the columns beside it reach into a column.
-    lowest, highest = _by_column(np.minimum, low) - _TIP, _by_column(np.maximum, high) + _TIP
-    for away in range(1, min(int(np.ceil(width / 2)), size - 1) + 1):
-        for ours, theirs in (
-            (slice(away, None), slice(None, -away)),
-            (slice(None, -away), slice(away, None)),
-        ):
-            np.minimum(first[:, ours], lowest[:, theirs], out=first[:, ours])
-            np.maximum(last[:, ours], highest[:, theirs], out=last[:, ours])
-    slots = _Slots(np.maximum(first, 0), np.minimum(last, size))
-    ink = _union(bottom, top, slots, scratch)
-    np.maximum(
-        ink, _overlap(curves, g, slots.base, scratch.get("overlap", slots.total + 2, np.int32)), out=ink
-    )
-    slots.write(out, origin, ink, scratch)
-
-
-def draw_smooth(
-    out: np.ndarray, origin: np.ndarray, curves: np.ndarray, size: int, width: float, scratch: Scratch
-) -> None:
-    """Draw smooth curves, given by their first point, the middles of equal parts and their last point.
-
-    Parameters as of `draw_noisy`, but ``curves`` (m, SMOOTH_SAMPLES size + 2).
-    """
-    radius, n = width / 2, size * _SMOOTH_CUTS
-    reach = int(radius * _SMOOTH_CUTS)  # cuts from the pen's centre to its edge
-    line = _middles_of_cuts(curves, radius, reach, scratch)  # (m, reach + n + reach)
-    centre = line[:, reach : reach + n]
-    bottom, top = centre - np.float32(radius), centre + np.float32(radius)
-    extreme = scratch.get("extreme", bottom.shape, np.float32)
-    for d in range(1, reach + 1):
-        height = np.float32(np.sqrt(radius**2 - (d / _SMOOTH_CUTS) ** 2))
-        left, right = line[:, reach - d : reach - d + n], line[:, reach + d : reach + d + n]
-        np.minimum(left, right, out=extreme)
-        extreme -= height
-        np.minimum(bottom, extreme, out=bottom)
-        np.maximum(left, right, out=extreme)
-        extreme += height
-        np.maximum(top, extreme, out=top)
-    np.maximum(bottom, 0, out=bottom)
-    np.minimum(top, size, out=top)
-    slots = _Slots(_by_column(np.minimum, bottom, _SMOOTH_CUTS), _by_column(np.maximum, top, _SMOOTH_CUTS))
-    slots.write(out, origin, _union(bottom, top, slots, scratch), scratch)
-
-
-def _middles_of_cuts(curves: np.ndarray, radius: float, reach: int, scratch: Scratch) -> np.ndarray:
-    """Smooth curves in the middle of every cut, with ``reach`` more cuts at either end.
-
-    There the line goes straight on for half its width.
-    """
-    first, last, inside = curves[:, :1], curves[:, -1:], curves[:, 1:-1]
-    step = np.diff(inside, prepend=2 * first - inside[:, :1], append=2 * last - inside[:, -1:])
-    step *= np.float32(0.25)
-    line = scratch.get("line", (len(curves), 2 * (inside.shape[1] + reach)), np.float32)
-    end = line.shape[1] - reach
-    np.subtract(inside, step[:, :-1], out=line[:, reach:end:2])
-    np.add(inside, step[:, 1:], out=line[:, reach + 1 : end : 2])
-    away = (np.arange(reach, dtype=np.float32) + np.float32(0.5)) / _SMOOTH_CUTS  # px from the end
-    for value, slope, beyond in (
-        (first, -4 * SMOOTH_SAMPLES * step[:, :1], line[:, :reach][:, ::-1]),
-        (last, 4 * SMOOTH_SAMPLES * step[:, -1:], line[:, end:]),
-    ):
-        beyond[:] = value + slope * np.minimum(away, np.float32(radius) / np.sqrt(1 + slope * slope))
-    return line
-
-
-class _Slots:
-    """A slot per inked row, column after column, for curves whose columns reach from first to last (m, size).
-
-    What begins and ends in a column sums to 0 before the next one begins, so one cumulative sum serves all.
-    """
-
-    def __init__(self, first: np.ndarray, last: np.ndarray) -> None:
-        m, self.size = first.shape
-        self._row = first.astype(np.int64)
-        self._count = np.ceil(last).astype(np.int64) - self._row
-        self._start = np.cumsum(self._count).reshape(m, self.size) - self._count
-        self.total = int(self._start[-1, -1] + self._count[-1, -1])
-        self.base = self._start - self._row  # slot of row 0, had the column one
-
-    def write(self, out: np.ndarray, origin: np.ndarray, ink: np.ndarray, scratch: Scratch) -> None:
-        """Write ink, in 1/4096 of a grey level, into pictures that begin at ``origin`` (m,) in ``out``."""
-        size = self.size
-        ink = np.minimum(ink[: self.total], _FULL, out=ink[: self.total])
-        ink += 1 << (_SHIFT - 1)
-        grey = np.right_shift(ink, _SHIFT, out=scratch.get("grey", self.total, np.uint8), casting="unsafe")
-        # From slot to slot one row up, and from the end of a column to the first inked row of the next one.
-        corner = origin[:, None] + (size - 1) * size + np.arange(size)
-        first = corner - self._row * size
-        where = scratch.get("where", self.total, np.int64)
-        where.fill(-size)
-        jump = first.ravel().copy()
-        jump[1:] -= (first - (self._count - 1) * size).ravel()[:-1]
-        where[self._start.ravel()] = jump
-        out[np.cumsum(where, out=where)] = grey
-
-
-def _union(bottom: np.ndarray, top: np.ndarray, slots: _Slots, scratch: Scratch) -> np.ndarray:
-    """Ink of every slot by the pen's trace: an interval per cut."""
-    ink = scratch.get("union", slots.total + 2, np.int32)
-    ink.fill(0)
-    cuts = bottom.shape[1] // slots.size
-    shape = (*slots.base.shape, cuts)
-    for ends, share in ((bottom, _FULL // cuts), (top, -_FULL // cuts)):
-        row = ends.astype(np.int32)
-        upper = ends - row.astype(np.float32)
-        upper *= share
-        _put(ink, row.reshape(shape) + slots.base[:, :, None], upper.astype(np.int32), share)
-    return np.cumsum(ink, out=ink)
-
-
-def _by_column(extreme: np.ufunc, cuts: np.ndarray, per_column: int = _CUTS) -> np.ndarray:
-    """Extreme over the cuts of every column, (m, cuts) to (m, size)."""
-    found = extreme(cuts[:, ::per_column], cuts[:, 1::per_column])
-    for i in range(2, per_column):
-        extreme(found, cuts[:, i::per_column], out=found)
-    return found
-
-
-def _finer(curves: np.ndarray, strokes: int) -> np.ndarray:
-    """Cut the strokes of curves (m, n) into equal pieces until there are at least so many."""
-    n = curves.shape[1] - 1
-    pieces = -(-strokes // n)
-    if pieces == 1:
-        return curves
-    part = np.arange(pieces, dtype=np.float32) / pieces
-    fine = curves[:, :-1, None] + np.diff(curves)[:, :, None] * part  # (m, n - 1, pieces)
-    return np.concatenate([fine.reshape(len(curves), -1), curves[:, -1:]], axis=1)
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """Everything about a picture that does not depend on the curve: tables over samples, cuts and columns."""
-
-    size: int
-    edge_left: np.ndarray  # (cuts + 1,) sample to the left of each cut's edge
-    edge_weight: np.ndarray  # (cuts + 1,) of the sample to the right
-    inside: tuple[np.ndarray, ...]  # each (cuts,): the first, second … sample in each cut
-    disc: tuple[float, ...]  # half-heights of the pen at 0, 1, 2 … cuts from its centre
-    moves: tuple[_Move, ...]
-    stroke_column: np.ndarray  # (w, n - 1) columns that a stroke reaches …
-    stroke_weight: np.ndarray  # (w, n - 1) … and its width in them
-
-
-@dataclass(frozen=True)
-class _Move:
-    """What a line that keeps its direction gains in width, at some of the vertices, each in one column."""
-
-    which: np.ndarray | None  # (e,) of the vertices; None: all of them
-    column: np.ndarray  # (e,)
-    gain: np.ndarray  # (e,)
-
-
-@functools.lru_cache(maxsize=16)
-def _geometry(n_samples: int, size: int, width: float) -> _Geometry:
-    x = np.linspace(0.0, size, n_samples)
-    edges = np.arange(size * _CUTS + 1) / _CUTS
-    left = np.clip(np.searchsorted(x, edges, side="right") - 1, 0, n_samples - 2)
-    weight = ((edges - x[left]) / (x[left + 1] - x[left])).astype(np.float32)
-    first, last = np.searchsorted(x, edges[:-1]), np.searchsorted(x, edges[1:], side="right") - 1
-    radius = width / 2
-    middle = (x[:-1] + x[1:]) / 2  # of the strokes
-    columns = np.floor(middle - radius).astype(np.int64) + np.arange(int(np.ceil(width)) + 1)[:, None]
-    covered = np.minimum(middle + radius, columns + 1) - np.maximum(middle - radius, columns)
-    covered = np.where((columns < 0) | (columns >= size), 0.0, np.clip(covered, 0.0, 1.0))  # (w, strokes)
-    covered = np.rint(covered * _FULL).astype(np.int64)
-    # Where nothing is covered the column must still be one whose rows the stroke can be in.
-    columns = np.where(covered > 0, columns, columns[covered.argmax(0), np.arange(len(middle))])
-    return _Geometry(
-        size=size,
-        edge_left=left,
-        edge_weight=weight,
-        inside=tuple(np.minimum(first + i, last) for i in range(int((last - first).max()) + 1)),
-        disc=_disc(radius),
-        moves=_moves(columns, covered),
-        stroke_column=columns,
-        stroke_weight=covered.astype(np.int32) * 2,
-    )
-
-
-def _disc(radius: float) -> tuple[float, ...]:
-    """Half-heights of the pen at 0, 1, 2 … cuts from its centre.
-
-    The extreme of a cut lies in its middle on average where it is a spike, at its far edge where the curve
-    slopes: in between, therefore.
-    """
-    away = (np.arange(1, int(np.ceil(radius * _CUTS)) + 1) + 0.25) / _CUTS
-    return (radius, *np.sqrt(radius**2 - away[away < radius] ** 2).tolist())
-
-
-def _moves(columns: np.ndarray, covered: np.ndarray) -> tuple[_Move, ...]:
-    """Differences of width between a stroke and the next, as lists with each vertex at most once.
-
-    At a vertex one stroke ends and another begins; where both go up, a column sees only the difference of
-    their widths in it. Few columns differ; the lists in which nearly every vertex occurs are filled up.
-    """
-    n_strokes = columns.shape[1]
-    gain: dict[tuple[int, int], int] = {}
-    for reached, widths in zip(columns.tolist(), covered.tolist(), strict=True):
-        for k, (column, width) in enumerate(zip(reached, widths, strict=True)):
-            gain[k, column] = gain.get((k, column), 0) + width
-            gain[k + 1, column] = gain.get((k + 1, column), 0) - width
-    lists: list[dict[int, tuple[int, int]]] = []
-    seen: dict[int, int] = {}
-    for (vertex, column), width in sorted(gain.items()):
-        if width:
-            nth = seen[vertex] = seen.get(vertex, -1) + 1
-            if nth == len(lists):
-                lists.append({})
-            lists[nth][vertex] = (column, width)
-    moves = []
-    for entries in lists:
-        full = len(entries) > n_strokes // 2
-        vertices = range(n_strokes + 1) if full else sorted(entries)
-        found = [entries.get(v, (int(columns[0, min(v, n_strokes - 1)]), 0)) for v in vertices]
-        column, width = np.array([c for c, _ in found]), np.array([w for _, w in found], np.int32)
-        moves.append(_Move(None if full else np.array(vertices), column, width))
-    return tuple(moves)
-
-
-def _cut_extremes(curves: np.ndarray, g: _Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """The curves' lowest and highest value in every cut, (m, cuts)."""
-    edge = curves
-    if curves.shape[1] != len(g.edge_left):  # else the samples are the edges
-        edge = curves.take(g.edge_left, 1)
-        step = curves.take(g.edge_left + 1, 1)
-        step -= edge
-        step *= g.edge_weight
-        edge += step
-    low, high = np.minimum(edge[:, :-1], edge[:, 1:]), np.maximum(edge[:, :-1], edge[:, 1:])
-    if edge is not curves:
-        for sample in g.inside:
-            values = curves.take(sample, 1)
-            np.minimum(low, values, out=low)
-            np.maximum(high, values, out=high)
-    return low, high
-
-
-def _dilate(low: np.ndarray, high: np.ndarray, g: _Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """The pen's lowest and highest point in every cut, within the picture, (m, cuts)."""
-    bottom, top = low - g.disc[0], high + g.disc[0]
-    for d, height in enumerate(g.disc[1:], start=1):
-        lower, upper = low - height, high + height
-        np.minimum(bottom[:, d:], lower[:, :-d], out=bottom[:, d:])
-        np.minimum(bottom[:, :-d], lower[:, d:], out=bottom[:, :-d])
-        np.maximum(top[:, d:], upper[:, :-d], out=top[:, d:])
-        np.maximum(top[:, :-d], upper[:, d:], out=top[:, :-d])
-    return np.maximum(bottom, 0, out=bottom), np.minimum(top, g.size, out=top)
-
-
-def _overlap(curves: np.ndarray, g: _Geometry, base: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """Ink of every slot summed over strokes; a stroke is a box as wide as the pen."""
-    ink.fill(0)
-    n = curves.shape[1]
-    rising = curves[:, 1:] >= curves[:, :-1]
-    # The line moves on: the strokes' direction is that after the vertex (at the end: before it).
-    row = curves.astype(np.int32)
-    part = curves - row.astype(np.float32)
-    after = np.empty((len(curves), n), np.int32)
-    np.multiply(rising, 2, out=after[:, :-1])
-    after[:, :-1] -= 1
-    after[:, -1] = after[:, -2]
-    for move in g.moves:
-        some = (row, part, after)
-        if move.which is not None:
-            some = (row.take(move.which, 1), part.take(move.which, 1), after.take(move.which, 1))
-        gain = some[2] * move.gain
-        _put(
-            ink,
-            some[0] + base.take(move.column, 1),
-            (some[1] * gain.astype(np.float32)).astype(np.int32),
-            gain,
-        )
-    # The line turns: the stroke that ends and the one that begins lie on the same side of the vertex.
-    turning = np.flatnonzero(rising[:, 1:] != rising[:, :-1])
-    p, k = np.divmod(turning, n - 2)
-    came = turning + p  # position among the m (n - 1) strokes
-    value = curves.ravel().take(came + p + 1)
-    sign = 1 - 2 * rising.ravel().take(came).astype(np.int32)
-    value -= np.float32(_TIP) * sign.astype(np.float32)
-    np.clip(value, 0, g.size, out=value)
-    row = value.astype(np.int32)
-    part = value - row.astype(np.float32)
-    base = base.ravel()
-    p *= g.size
-    for column, weight in zip(g.stroke_column, g.stroke_weight, strict=True):
-        gain = weight.take(k) * sign
-        slot = row + base.take(column.take(k) + p)
-        _put(ink, slot, (part * gain.astype(np.float32)).astype(np.int32), gain)
-    return np.cumsum(ink, out=ink)
-
-
-def _put(ink: np.ndarray, slot: np.ndarray, upper: np.ndarray, whole: np.ndarray | int) -> None:
-    """Add ``upper`` to the slot after each and the rest of ``whole`` to it."""
-    slot = slot.ravel()
-    np.add.at(ink, slot, np.subtract(whole, upper, dtype=np.int32).ravel())
-    np.add.at(ink[1:], slot, upper.ravel())
+    size = pictures.shape[2]
+    half = width / 2
+    margin = math.ceil(width) + 1
+    arc = 2 * math.acos(half / (half + _ARC))
+    samples = curves.shape[1]
+    curve = np.empty(samples)
+    x, y = np.empty(3 * samples + 3), np.empty(3 * samples + 3)
+    points = np.empty((2 * len(x) * (int(math.pi / arc) + 2), 2), np.int64)
+    rows = size + 2 * margin + 3
+    edges = np.zeros(size * rows)
+    low, high = np.full(size, rows), np.zeros(size, np.int64)
+    for i in range(len(curves)):
+        if _scale(curves[i], size, curve):
+            count = _simplify(curve, size, x, y)
+            first, last = _outline(x, y, count, half, margin, points)
+            _mark_polygon(points, first, last, margin, edges, low, high)
+            _fill(edges, low, high, margin, grey, pictures[i, channel])

@@ -12,20 +12,15 @@ import pytest
 
 from applecider_batch.errors import UserError
 from applecider_batch.features.loess import loess
-from applecider_batch.features.spectra_raster import rasterise, render_spectra
+from applecider_batch.features.spectra_raster import LOESS_SPANS, rasterise, render_spectra
 
 matplotlib.use("Agg")
 
 RANGE = 0.02  # of the pixels' range
 
 
-def matplotlib_ink(y: np.ndarray, dpi: float = 100.0, *, simplify: bool = True) -> np.ndarray:
-    """255 minus the grey level that matplotlib draws, (288, 288); by default with its default settings."""
-    with matplotlib.rc_context({"path.simplify": simplify}):
-        return _matplotlib_ink(y, dpi)
-
-
-def _matplotlib_ink(y: np.ndarray, dpi: float) -> np.ndarray:
+def matplotlib_ink(y: np.ndarray, dpi: float = 100.0) -> np.ndarray:
+    """255 minus the grey level that matplotlib draws, (288, 288)."""
     import matplotlib.pyplot as plt
 
     inches = 288 / dpi
@@ -49,9 +44,9 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, flo
 
 
 def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Mean within 0.6 %, RMS within 2.5 %, 91 % of all pixels each within 2 % of the range."""
+    """Mean within 0.1 %, RMS within 0.7 %, 99.4 % of all pixels each within 2 % of the range."""
     mean, rms, beyond = differences(ours, theirs)
-    return mean <= 0.006 and rms <= 0.025 and beyond <= 0.09
+    return mean <= 0.001 and rms <= 0.007 and beyond <= 0.006
 
 
 def curve(name: str, n: int = 4096) -> np.ndarray:
@@ -133,22 +128,16 @@ def real_spectra(shared_data: Path, n: int) -> np.ndarray:
 
 
 def test_real_spectra_within_two_percent(shared_data: Path) -> None:
-    """Every channel: mean and RMS over pictures within 2 % of the range; each picture close.
-
-    With `path.simplify` off, as matplotlib draws all points, nearly every single pixel is within 2 % too.
-    """
+    """Of every channel 99.9 % of all pixels are within 2 % of the range; each picture is close."""
     flux = real_spectra(shared_data, 12)
     pictures = render_spectra(flux)
-    for channel, (span, most) in enumerate(((None, 0.04), (0.05, 0.015), (0.1, 0.006))):
-        curves = flux if span is None else loess(flux.astype(float), span)
-        for simplify in (True, False):
-            theirs = [matplotlib_ink(y, simplify=simplify) for y in curves]
-            found = [differences(*pair) for pair in zip(pictures[:, channel], theirs, strict=True)]
-            mean, rms, beyond = np.mean(found, axis=0)
-            assert mean <= 0.003
-            assert rms <= 0.75 * RANGE
-            assert beyond <= (0.05 if simplify else most), (span, beyond)
-            assert all(close(*pair) for pair in zip(pictures[:, channel], theirs, strict=True))
+    for channel, curves in enumerate((flux, *loess(flux, LOESS_SPANS))):
+        pairs = list(zip(pictures[:, channel], map(matplotlib_ink, curves), strict=True))
+        mean, rms, beyond = np.mean([differences(*pair) for pair in pairs], axis=0)
+        assert mean <= 0.0003
+        assert rms <= 0.003
+        assert beyond <= 0.001
+        assert all(close(*pair) for pair in pairs)
 
 
 def test_channels_are_raw_and_smoothed() -> None:
@@ -157,12 +146,9 @@ def test_channels_are_raw_and_smoothed() -> None:
     assert pictures.shape == (4, 3, 288, 288)
     assert pictures.dtype == np.uint8
     assert np.array_equal(pictures[:, 0], rasterise(flux))
-    for channel, span in ((1, 0.05), (2, 0.1)):
-        for picture, smooth in zip(pictures[:, channel], loess(flux, span), strict=True):
-            mean, rms, beyond = differences(picture, matplotlib_ink(smooth, simplify=False))
-            assert mean <= 0.002
-            assert rms <= 0.01
-            assert beyond <= 0.03
+    for channel, curves in enumerate(loess(flux, LOESS_SPANS), start=1):
+        for picture, smooth in zip(pictures[:, channel], curves, strict=True):
+            assert close(picture, matplotlib_ink(smooth))
 
 
 @pytest.mark.parametrize(("size", "width"), [(288, 1.0), (288, 2.5), (64, 1.389), (100, 7.0)])
