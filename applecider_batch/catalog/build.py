@@ -17,7 +17,7 @@ from applecider_batch.catalog.anomaly import QValues
 from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
 from applecider_batch.catalog.known import KnownList
-from applecider_batch.catalog.parts import PartTask, part_tasks, write_part
+from applecider_batch.catalog.parts import PartTask, part_name, part_tasks, write_part
 from applecider_batch.catalog.run_folder import RunFolder, Shard
 from applecider_batch.catalog.siblings import Siblings
 from applecider_batch.catalog.side import CROSSMATCHES, SIDE_TABLES
@@ -77,7 +77,7 @@ def build_catalog(
     """
     spread = spread or Here()
     run = RunFolder(run_url, storage_options)
-    _refuse_missing(run, allow_partial)
+    refuse_missing(run, allow_partial)
     out = Store(out_url, storage_options)
     _refuse_foreign(out, run)
 
@@ -93,7 +93,7 @@ def build_catalog(
     for table in spread.map(_read_columns, (run, Siblings.COLUMNS), again):
         siblings.name(table)
 
-    build = _build_name(run, matcher)
+    build = build_name(run, matcher)
     summary, content = Summary(run.plan.get("identity", {}).get("cuts")), ContentDigest()
     matched: list[pa.Table] = []  # sources near an episode are few
     parts: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ def build_catalog(
         side_parts[name] = list(spread.map(_write_side, side, part_tasks(rows, rows_per_part)))
     if matcher is not None:
         schema = load_table(CROSSMATCHES).arrow
-        file = _part_name(CROSSMATCHES, 0, build)
+        file = part_name(CROSSMATCHES, 0, build)
         side_parts[CROSSMATCHES] = [write_part(out, file, schema, matched, rows_per_part)]
     info = {
         "format": FORMAT,
@@ -150,7 +150,7 @@ def build_catalog(
     return info
 
 
-def _refuse_missing(run: RunFolder, allow_partial: bool) -> None:
+def refuse_missing(run: RunFolder, allow_partial: bool) -> None:
     if run.missing and not allow_partial:
         shown = ", ".join(str(shard_id) for shard_id in run.missing[:10]) + (
             ", …" if len(run.missing) > 10 else ""
@@ -168,6 +168,11 @@ def _refuse_missing(run: RunFolder, allow_partial: bool) -> None:
 def _refuse_foreign(out: Store, run: RunFolder) -> None:
     if out.exists(CATALOG_FILE):
         there = out.read_json(CATALOG_FILE)
+        if "release" in there:
+            raise UserError(
+                f"'{out.url}' holds release {there['release']} of a catalogue, which updates made of its base.",
+                hint="Choose another folder, or go on with: applecider-batch update",
+            )
         if there.get("format") != FORMAT or there.get("run_id") != run.run_id:
             raise UserError(
                 f"'{out.url}' already holds the catalogue of run {there.get('run_id')}, not of {run.run_id}.",
@@ -177,7 +182,7 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
         raise UserError(f"'{out.url}' is not empty and no catalogue.", hint="Choose a new folder.")
 
 
-def _build_name(run: RunFolder, matcher: CrossMatcher | None) -> str:
+def build_name(run: RunFolder, matcher: CrossMatcher | None) -> str:
     """Short name of exactly these committed rows: a new build never overwrites the parts of an old one."""
     files = {str(shard_id): record["sha256"] for shard_id, record in run.commits.items()}
     known = None if matcher is None else matcher.digest
@@ -243,7 +248,7 @@ def _write_rows(
                 update(1)
             yield table.slice(piece.start, piece.stop - piece.start)
 
-    name = _part_name("rows", task.number, making.build)
+    name = part_name("rows", task.number, making.build)
     part = write_part(making.out, name, load_table("catalogue").arrow, tables(), making.rows_per_part)
     return part, summary, content, matched
 
@@ -255,9 +260,5 @@ def _write_side(side: _Side, task: PartTask, update: Update) -> dict[str, Any]:
         side.run.read_side(committed[piece.shard], side.name).slice(piece.start, piece.stop - piece.start)
         for piece in task.pieces
     )
-    name = _part_name(side.name, task.number, side.build)
+    name = part_name(side.name, task.number, side.build)
     return write_part(side.out, name, load_table(side.name).arrow, tables, side.rows_per_part)
-
-
-def _part_name(folder: str, number: int, build: str) -> str:
-    return f"{folder}/part-{number:05d}.{build}.parquet"

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from applecider_batch.catalog.anomaly import QValues
 from applecider_batch.catalog.store import iter_part, whole_objects
@@ -50,7 +51,7 @@ def replaced_after(store: Store, info: Mapping[str, Any]) -> list[np.ndarray]:
     """Of each layer, hash64 (uint64, ascending) of the objects that a later layer replaces."""
     gone = [np.empty(0, np.uint64)]
     for delta in reversed(info.get("deltas", ())):
-        gone.append(np.union1d(gone[-1], _file(store, delta["replaced"]).column("hash64").to_numpy()))
+        gone.append(np.union1d(gone[-1], read_file(store, delta["replaced"]).column("hash64").to_numpy()))
     return gone[::-1]
 
 
@@ -175,7 +176,7 @@ def _set(table: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
 
 def read_qvalues(store: Store, info: Mapping[str, Any]) -> QValues:
     """The q-values of a release, ready to annotate."""
-    qvalues = QValues.from_table(_file(store, info["pvalues"]))
+    qvalues = QValues.from_table(read_file(store, info["pvalues"]))
     qvalues.finish()
     return qvalues
 
@@ -185,9 +186,9 @@ def sibling_changes(store: Store, info: Mapping[str, Any]) -> pa.Table:
     latest: dict[int, str | None] = {}
     for delta in info["deltas"]:
         # A delta that has the object's rows has the group in them.
-        for value in _file(store, delta["replaced"]).column("hash64").to_pylist() if latest else ():
+        for value in read_file(store, delta["replaced"]).column("hash64").to_pylist() if latest else ():
             latest.pop(value, None)
-        table = _file(store, delta["siblings"])
+        table = read_file(store, delta["siblings"])
         latest.update(
             zip(table.column("hash64").to_pylist(), table.column("sibling_group").to_pylist(), strict=True)
         )
@@ -196,13 +197,8 @@ def sibling_changes(store: Store, info: Mapping[str, Any]) -> pa.Table:
     )
 
 
-def _file(store: Store, entry: Mapping[str, Any]) -> pa.Table:
-    return pa.concat_tables(list(iter_part(store, entry)) or [_empty(store, entry)])
-
-
-def _empty(store: Store, entry: Mapping[str, Any]) -> pa.Table:
-    import pyarrow.parquet as pq
-
+def read_file(store: Store, entry: Mapping[str, Any]) -> pa.Table:
+    """A small file of a release, whole."""
     with store.open_input(entry["file"]) as source:
         return pq.read_table(source)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import IO, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 from applecider_batch.catalog.store import BATCH_ROWS
 from applecider_batch.storage import Store
 
+#: Rows of a row group: an update looks up the rows of a few objects, each for the price of one group.
+GROUP_ROWS = 8192
 
 @dataclass(frozen=True)
 class Piece:
@@ -75,10 +78,35 @@ def _group_rows(rows_per_part: int) -> int:
     return min(BATCH_ROWS, rows_per_part)
 
 
+def part_name(folder: str, number: int, build: str) -> str:
+    """Relative path of a part."""
+    return f"{folder}/part-{number:05d}.{build}.parquet"
+
+
 def write_part(
     out: Store, name: str, schema: pa.Schema, tables: Iterable[pa.Table], rows_per_part: int
 ) -> dict[str, Any]:
-    """Write one part in row groups of exactly the same size, the last one smaller.
+    """Write one part in row groups of exactly the same size, the last one smaller; see :func:`write_file`."""
+    return write_file(out, name, schema, _regroup(tables, _group_rows(rows_per_part)))
+
+
+def write_parts(
+    out: Store, tables: Iterable[pa.Table], folder: str, schema: pa.Schema, build: str, rows_per_part: int
+) -> list[dict[str, Any]]:
+    """Write tables one after another into as many parts as they need, at least one."""
+    size = _group_rows(rows_per_part)
+    groups = _regroup(tables, size)
+    parts: list[dict[str, Any]] = []
+    while True:
+        some = list(islice(groups, 1))
+        if parts and not some:
+            return parts
+        rest = islice(groups, -(-rows_per_part // size) - 1)
+        parts.append(write_file(out, part_name(folder, len(parts), build), schema, chain(some, rest)))
+
+
+def write_file(out: Store, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> dict[str, Any]:
+    """Write one Parquet file.
 
     Returns
     -------
@@ -89,9 +117,9 @@ def write_part(
     with out.open_output(name) as file:
         sink = _Hashing(file)
         with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=3) as writer:
-            for group in _regroup(tables, _group_rows(rows_per_part)):
-                writer.write_table(group, row_group_size=BATCH_ROWS)
-                rows += group.num_rows
+            for table in tables:
+                writer.write_table(table, row_group_size=GROUP_ROWS)
+                rows += table.num_rows
     return {"file": name, "rows": rows, "bytes": sink.bytes, "sha256": sink.hexdigest()}
 
 

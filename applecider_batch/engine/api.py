@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from applecider_batch.errors import UsageError
 from applecider_batch.storage import Store, absolute
+
+if TYPE_CHECKING:
+    from applecider_batch.engine.plan import Plan
 
 DEFAULT_HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
 DEFAULT_OBJECTS_PER_SHARD = 2000
@@ -163,23 +166,15 @@ def classify(
     RunInterrupted
         SIGINT, SIGTERM or ``cancel``; the run is resumable.
     """
-    from applecider_batch.engine.driver import Driver
     from applecider_batch.engine.plan import make_plan, open_inputs, read_cuts
-    from applecider_batch.engine.run_folder import RunFolder
-    from applecider_batch.engine.shard_task import TaskSpec
 
-    if executor not in EXECUTORS:
-        raise UsageError(f"Unknown executor '{executor}'; allowed are {', '.join(EXECUTORS)}.")
-    if executor == "serial" and (address or pools or (workers or 1) != 1):
-        raise UsageError(
-            "The serial executor has neither address, pools nor workers; use --executor ray for these."
-        )
+    check_executor(executor, address, workers, pools)
     if limit_shards is not None and limit_shards < 1:
         raise UsageError(f"--limit-shards must be at least 1, given was {limit_shards}.")
     # Workers run in folders of their own.
     archive_url, run_url = absolute(archive_url), absolute(run_url)
     models = absolute(models) if os.path.isdir(models) else models
-    run = RunFolder(Store(run_url, storage_options))
+    store = Store(run_url, storage_options)
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     made = make_plan(
         archive,
@@ -196,7 +191,51 @@ def classify(
         cuts=read_cuts(cuts, storage_options),
         side=side,
     )
-    spec = TaskSpec(made, run.store, dict(storage_options or {}))
+    return drive(
+        made,
+        store,
+        executor=executor,
+        address=address,
+        workers=workers,
+        pools=pools,
+        autoscale=autoscale,
+        limit_shards=limit_shards,
+        retry_quarantined=retry_quarantined,
+        progress=progress,
+    )
+
+
+def check_executor(
+    executor: str, address: str | None, workers: int | None, pools: Mapping[str, Mapping[str, float]] | None
+) -> None:
+    """Refuse an unknown executor, and options that it does not have (UsageError)."""
+    if executor not in EXECUTORS:
+        raise UsageError(f"Unknown executor '{executor}'; allowed are {', '.join(EXECUTORS)}.")
+    if executor == "serial" and (address or pools or (workers or 1) != 1):
+        raise UsageError(
+            "The serial executor has neither address, pools nor workers; use --executor ray for these."
+        )
+
+
+def drive(
+    plan: Plan,
+    store: Store,
+    *,
+    executor: str,
+    address: str | None = None,
+    workers: int | None = None,
+    pools: Mapping[str, Mapping[str, float]] | None = None,
+    autoscale: bool = False,
+    limit_shards: int | None = None,
+    retry_quarantined: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Work through a plan in a run folder (the parameters and the answer are those of :func:`classify`)."""
+    from applecider_batch.engine.driver import Driver
+    from applecider_batch.engine.run_folder import RunFolder
+    from applecider_batch.engine.shard_task import TaskSpec
+
+    spec = TaskSpec(plan, store, dict(store.storage_options))
     if executor == "serial":
         from applecider_batch.engine.serial import SerialExecutor
 
@@ -205,7 +244,7 @@ def classify(
         from applecider_batch.engine.ray_executor import RayExecutor
 
         runner = RayExecutor(spec, address=address, workers=workers, pools=pools, autoscale=autoscale)
-    return Driver(run, made, runner, progress=progress).run(
+    return Driver(RunFolder(store), plan, runner, progress=progress).run(
         limit_shards=limit_shards, retry_quarantined=retry_quarantined
     )
 

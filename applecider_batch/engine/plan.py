@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from applecider_batch import __version__
-from applecider_batch.digest import HASH64_END, json_digest
+from applecider_batch.digest import HASH64_END, hash64, json_digest
 from applecider_batch.engine.region import Region
+from applecider_batch.engine.selection import describe
 from applecider_batch.errors import UsageError, UserError
 
 PLAN_FORMAT = "applecider-batch plan 1"
@@ -117,6 +118,12 @@ class Plan:
         """The cone selected, if any."""
         cone = self.identity["selection"]["region"]
         return None if cone is None else Region(*cone)
+
+    @property
+    def objects(self) -> dict[str, Any] | None:
+        """Number and digest of the objects selected by name (see ``selection.py``); None for all."""
+        chosen: dict[str, Any] | None = self.identity["selection"].get("objects")
+        return chosen
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``plan.json``."""
@@ -249,8 +256,12 @@ def make_plan(
     models: str,
     cuts: Mapping[str, Any] | None = None,
     side: Sequence[str] = (),
+    objects: np.ndarray | None = None,
 ) -> Plan:
-    """The plan of a classification; deterministic, and it writes nothing (see ``engine.api.plan``)."""
+    """The plan of a classification; deterministic, and it writes nothing (see ``engine.api.plan``).
+
+    With ``objects`` (hash64, uint64, ascending) only these are classified, and nothing else is looked at.
+    """
     _allowed("dtype", dtype, DTYPES)
     _allowed("device", device, DEVICE_TYPES)
     for name, value in (
@@ -261,14 +272,19 @@ def make_plan(
         if value < 1:
             raise UsageError(f"The {name} must be at least 1, given was {value}.")
     cone = None if region is None else Region(*region)
-    shards = cut_shards(*_objects_of(archive, cone), objects_per_shard)
+    selection: dict[str, Any] = {"region": None if cone is None else [cone.ra, cone.dec, cone.radius]}
+    if objects is None:
+        shards = cut_shards(*_objects_of(archive, cone), objects_per_shard)
+    else:
+        selection["objects"] = describe(objects)
+        shards = cut_shards(*_objects_among(archive.only(objects)), objects_per_shard)
     identity = {
         "format": PLAN_FORMAT,
         "pipeline_version": __version__,
         "snapshot": archive.snapshot.logical_digest,
         "models": model_set.digest,
         "horizons": checked_horizons(horizons),
-        "selection": {"region": None if cone is None else [cone.ra, cone.dec, cone.radius]},
+        "selection": selection,
         "cuts": dict(cuts or {}),
         "side": _checked_side(side),
         "device_type": device,
@@ -309,6 +325,14 @@ def _objects_of(archive: Any, cone: Region | None) -> tuple[np.ndarray, np.ndarr
         return hashes, alerts
     inside = cone.contains(table.column("ra").to_numpy(), table.column("dec").to_numpy())
     return hashes[inside], alerts[inside]
+
+
+def _objects_among(archive: Any) -> tuple[np.ndarray, np.ndarray]:
+    """hash64 and number of alerts of the objects of an archive that shows a few alone."""
+    hashes = np.unique(hash64(archive.object_names(0, HASH64_END)))
+    alerts = archive.read_alerts(0, HASH64_END, ["hash64"]).column("hash64").to_numpy()
+    first, last = (np.searchsorted(alerts, hashes, side=side) for side in ("left", "right"))
+    return hashes, last - first
 
 
 def cut_shards(hashes: np.ndarray, alerts: np.ndarray, objects_per_shard: int) -> tuple[Shard, ...]:

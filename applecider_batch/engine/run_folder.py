@@ -3,6 +3,7 @@
 The output tree::
 
     RUN/plan.json                        create-only; run_id is the digest of its identity
+    RUN/objects/<digest>.parquet         the objects of a run that is not of all (see ``selection.py``)
     RUN/manifest.jsonl                   lines per session: start, working, how it ended
     RUN/lease.json                       the driver at work: host, pid, heartbeat (see ``lease.py``)
     RUN/cancel.json                      a request to stop, taken away by the driver

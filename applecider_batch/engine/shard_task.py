@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from applecider_batch import __version__
+from applecider_batch.archive.snapshot import ArchiveError
 from applecider_batch.catalog.side import side_table
 from applecider_batch.digest import hash64_one, table_digest
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.region import select_region
 from applecider_batch.engine.run_folder import RunFolder
+from applecider_batch.engine.selection import read_selection
 from applecider_batch.engine.timing import Clock, TimedPort
 from applecider_batch.errors import UserError
 from applecider_batch.features.cuts import own_presets
@@ -128,10 +130,24 @@ class TaskSpec:
         """The run's model set."""
         return self.rooms.load_models(self.plan.models, self.storage_options or None)
 
+    def archive(self) -> Any:
+        """The run's archive, at the plan's snapshot; only the plan's objects where it names some.
+
+        Where 'archive gc' has removed that snapshot after a compaction, a later one has the same contents.
+        """
+        plan = self.plan
+        options = self.storage_options or None
+        try:
+            opened = self.rooms.open_archive(plan.archive_url, options, plan.snapshot_id)
+        except ArchiveError:
+            opened = self.rooms.open_archive(plan.archive_url, options, None)
+            if opened.snapshot.logical_digest != plan.identity["snapshot"]:
+                raise
+        return opened if plan.objects is None else opened.only(read_selection(self.run, plan.objects))
+
     def object_names(self, shard: Shard) -> list[str]:
         """objectIds of a shard, from the archive's names alone."""
-        plan = self.plan
-        archive = self.rooms.open_archive(plan.archive_url, self.storage_options or None, plan.snapshot_id)
+        archive = self.archive()
         names: list[str] = archive.object_names(shard.hash_lo, shard.hash_hi)
         return names
 
@@ -154,13 +170,12 @@ class ShardTask:
     """
 
     def __init__(self, spec: TaskSpec) -> None:
+        self._spec = spec
         self.plan = spec.plan
         self.folder = RunFolder(spec.run)
         self._rooms = spec.rooms
         identity = spec.plan.identity
-        self._archive = spec.rooms.open_archive(
-            spec.plan.archive_url, spec.storage_options or None, spec.plan.snapshot_id
-        )
+        self._archive = spec.archive()
         self.model_set = spec.load_models()
         for what, found, planned in (
             ("archive", self._archive.snapshot.logical_digest, identity["snapshot"]),
@@ -200,6 +215,22 @@ class ShardTask:
             ``waited`` for and ``busy`` of each network, ``batches``, ``bytes_read``, ``bytes_written``,
             ``peak_memory_bytes`` of the process.
         """
+        try:
+            return self._run(shard, attempt, ports)
+        except ArchiveError:
+            if not self._archive_moved():
+                raise
+            return self._run(shard, attempt, ports)
+
+    def _archive_moved(self) -> bool:
+        """Whether the snapshot that was read has been removed meanwhile; then its successor is open."""
+        opened = self._spec.archive()
+        moved: bool = opened.snapshot.id != self._archive.snapshot.id
+        if moved:
+            self._archive = opened
+        return moved
+
+    def _run(self, shard: Shard, attempt: Attempt, ports: Mapping[str, Port]) -> dict[str, Any]:
         clock = Clock()
         read_before = self._archive.bytes_read
         timed = {name: TimedPort(port, clock) for name, port in ports.items()}
