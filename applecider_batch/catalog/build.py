@@ -170,7 +170,7 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
         there = out.read_json(CATALOG_FILE)
         if "release" in there:
             raise UserError(
-                f"'{out.url}' holds release {there['release']} of a catalogue, which updates made of its base.",
+                f"'{out.url}' holds release {there['release']} of a catalogue, made by updates.",
                 hint="Choose another folder, or go on with: applecider-batch update",
             )
         if there.get("format") != FORMAT or there.get("run_id") != run.run_id:

@@ -38,7 +38,7 @@ from applecider_batch.catalog.hats_pixels import (
     partition_pixels,
 )
 from applecider_batch.catalog.read import only_horizon
-from applecider_batch.catalog.store import iter_part
+from applecider_batch.catalog.store import iter_rows
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
 from applecider_batch.spread import Here, Spread, Update
@@ -144,7 +144,9 @@ class _Collection:
         without = 0
         parts = self.info["parts"]
         step = max(1, -(-len(parts) // _MOST_TASKS))
-        groups = list(enumerate(parts[at : at + step] for at in range(0, len(parts), step)))
+        groups: list[_Group] = [(0, self.info)]  # base and deltas are merged in one pass
+        if not self.info.get("deltas"):
+            groups = list(enumerate({"parts": parts[at : at + step]} for at in range(0, len(parts), step)))
         for counts, missing in spread.map(_count_cells, (self.store, self.label), groups):
             cells.update(counts)
             without += missing
@@ -256,8 +258,8 @@ def _partition_file(pixel: Pixel) -> str:
     return f"dataset/Norder={order}/Dir={number // 10_000 * 10_000}/Npix={number}.parquet"
 
 
-#: Some parts of a catalogue, as one task.
-_Group = tuple[int, Sequence[Mapping[str, Any]]]
+#: A catalogue, or some parts of one, as one task.
+_Group = tuple[int, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -285,9 +287,8 @@ def _rows(
     store: Store, label: str, group: _Group, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
     """Rows of one horizon of some parts."""
-    for part in group[1]:
-        for table in iter_part(store, part, columns):
-            yield only_horizon(table, label)
+    for table in iter_rows(store, group[1], columns):
+        yield only_horizon(table, label)
 
 
 def _count_cells(shared: tuple[Store, str], group: _Group, update: Update) -> tuple[dict[int, int], int]:

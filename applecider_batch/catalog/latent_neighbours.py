@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from applecider_batch.catalog.columns import SHORT_NAMES
 from applecider_batch.catalog.read import only_horizon
-from applecider_batch.catalog.store import iter_part
+from applecider_batch.catalog.store import iter_rows
 from applecider_batch.storage import Store
 
 NEAREST = 5
@@ -104,9 +104,8 @@ def latent_neighbours(
 
 
 def _pieces(store: Store, info: Mapping[str, Any], horizon: str) -> Iterator[pa.Table]:
-    for part in info["side_tables"][_TABLE]:
-        for table in iter_part(store, part, batch_rows=_PIECE):
-            yield only_horizon(table, horizon)
+    for table in iter_rows(store, info, name=_TABLE, batch_rows=_PIECE):
+        yield only_horizon(table, horizon)
 
 
 def _latents(rows: pa.Table, short: str) -> tuple[list[str], list[int], np.ndarray]:

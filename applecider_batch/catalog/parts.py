@@ -22,6 +22,7 @@ from applecider_batch.storage import Store
 #: Rows of a row group: an update looks up the rows of a few objects, each for the price of one group.
 GROUP_ROWS = 8192
 
+
 @dataclass(frozen=True)
 class Piece:
     """Rows [start, stop) of the shard with this position; ``first``: the part holds its beginning."""

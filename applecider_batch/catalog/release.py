@@ -16,7 +16,7 @@ follow from what is in them, so an update that was killed writes the same bytes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ import pyarrow as pa
 from applecider_batch.catalog.anomaly import QValues
 from applecider_batch.catalog.build import build_name, refuse_missing
 from applecider_batch.catalog.content import ContentDigest
-from applecider_batch.catalog.crossmatch import CrossMatcher
-from applecider_batch.catalog.layers import all_files, iter_merged, read_file
+from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
+from applecider_batch.catalog.known import parse_known, read_known
+from applecider_batch.catalog.layers import read_file
 from applecider_batch.catalog.parts import write_file, write_parts
 from applecider_batch.catalog.release_index import (
     COLUMNS,
@@ -38,17 +39,13 @@ from applecider_batch.catalog.release_index import (
     positions_of,
 )
 from applecider_batch.catalog.run_folder import RunFolder
-from applecider_batch.catalog.side import CROSSMATCHES, SIDE_TABLES
+from applecider_batch.catalog.side import CROSSMATCHES
 from applecider_batch.catalog.store import (
-    BATCH_ROWS,
     CATALOG_FILE,
     INDEX,
-    RELEASES,
-    RUNS,
     iter_rows,
     open_catalog,
     release_file,
-    whole_objects,
 )
 from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import digest128, json_digest
@@ -100,10 +97,10 @@ def with_index(store: Store, info: dict[str, Any]) -> dict[str, Any]:
         return info
     build = json_digest([info["content_sha256"], info["run_id"]])[:12]
     index, qvalues = index_of_base(store, info, build)
-    return {**info, "index": index, "pvalues": _write_pvalues(store, build, qvalues)}
+    return {**info, "index": index, "pvalues": write_pvalues(store, build, qvalues)}
 
 
-def _write_pvalues(store: Store, build: str, qvalues: QValues) -> dict[str, Any]:
+def write_pvalues(store: Store, build: str, qvalues: QValues) -> dict[str, Any]:
     counts = qvalues.to_table()
     return write_file(store, f"{INDEX}/pvalues-{build}.parquet", counts.schema, [counts])
 
@@ -150,9 +147,7 @@ def add_release(
         [build_name(run, matcher), info["content_sha256"], digest128(replaced.tobytes()), as_of_jd]
     )[:12]
     parts = write_parts(store, change.rows(), "rows", load_table("catalogue").arrow, build, rows_per_part)
-    side: dict[str, Iterator[pa.Table]] = {
-        name: run.side_tables(name) for name in run.plan["identity"].get("side", [])
-    }
+    side: dict[str, Iterator[pa.Table]] = {name: _side_rows(run, name) for name in info["side_tables"]}
     if matcher is not None:
         side[CROSSMATCHES] = iter(change.matched)
     side_parts = {
@@ -188,12 +183,16 @@ def add_release(
         "as_of_jd": end,
         "anomaly_tests": change.tested,
         "siblings": change.regrouped.describe(),
-        "pvalues": _write_pvalues(store, build, change.qvalues),
+        "pvalues": write_pvalues(store, build, change.qvalues),
         "deltas": [*info.get("deltas", ()), delta],
         **change.summary.as_dict(),
     }
-    _commit(store, info, new)
+    commit_release(store, info, new)
     return new
+
+
+def _side_rows(run: RunFolder, name: str) -> Iterator[pa.Table]:
+    return (run.read_side(shard, name) for shard in run.shards)
 
 
 class _Change:
@@ -245,7 +244,7 @@ class _Change:
             yield table
 
 
-def _commit(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def commit_release(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Keep the base's document, write the new one, and make it the newest."""
     if "release" not in old:
         base = {name: value for name, value in old.items() if name not in ("index", "pvalues")}
@@ -262,151 +261,20 @@ def _commit(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> Non
     store.write_json_atomic(CATALOG_FILE, new)
 
 
-def fold(
-    url: str,
-    *,
-    matcher: CrossMatcher | None = None,
-    rows_per_part: int = ROWS_PER_PART,
-    storage_options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write base and deltas into a new base: the same rows, a new release; with lists, matched again.
-
-    Parameters
-    ----------
-    matcher : CrossMatcher, optional
-        Lists of known sources to match all rows with, in the place of those that were used before.
-
-    Returns
-    -------
-    dict
-        The document of the new release, or of the present one where there is nothing to do.
-
-    Raises
-    ------
-    UserError
-        If it cannot be folded, or the rows read are not those that the release promises.
-    """
-    store, info, _ = open_newest(url, storage_options)
-    if not info.get("deltas") and matcher is None:
-        return info
-    summary, content, qvalues, index = (
-        Summary(info["identity"].get("cuts")),
-        ContentDigest(),
-        QValues(),
-        LayerIndex(),
-    )
-    checked = ContentDigest()
-    matched: list[pa.Table] = []
-
-    def tables() -> Iterator[pa.Table]:
-        for table in whole_objects(iter_rows(store, info)):
-            checked.update(table)
-            if matcher is not None:
-                table, pairs = matcher.annotate_with_pairs(table)
-                matched.append(pairs)
-            summary.update(table)
-            content.update(table)
-            qvalues.update(table)
-            index.update(table)
-            yield table
-
-    build = json_digest(["fold", info["content_sha256"], info.get("release", 1), matcher and matcher.digest])[
-        :12
+def matcher_of(
+    info: Mapping[str, Any], known: Sequence[str], storage_options: Mapping[str, Any] | None = None
+) -> CrossMatcher | None:
+    """Lists of known sources (``[KIND=]FILE``) with the options that a release was matched with."""
+    if not known:
+        return None
+    before = info["crossmatch"]
+    options = MatchOptions()
+    if before is not None:
+        options = MatchOptions(before["radius_arcsec"], tuple(before["window_days"]), before["late_days"])
+    lists = [
+        read_known(file, kind, storage_options=storage_options) for kind, file in map(parse_known, known)
     ]
-    parts = write_parts(store, tables(), "rows", load_table("catalogue").arrow, build, rows_per_part)
-    if checked.hexdigest() != info["content_sha256"]:
-        raise UserError(
-            f"The rows of '{url}' are not those that catalog.json promises.",
-            hint=f"Check with: applecider-batch catalog verify {url}",
-        )
-    side = {name: _side_rows(store, info, name) for name in info["side_tables"]}
-    if matcher is not None:
-        side[CROSSMATCHES] = iter(matched)
-    new = {
-        **info,
-        "release": info.get("release", 1) + 1,
-        "parts": parts,
-        "side_tables": {
-            name: write_parts(store, rows, name, load_table(name).arrow, build, rows_per_part)
-            for name, rows in side.items()
-        },
-        "content_sha256": content.hexdigest(),
-        "content_rows": content.state,
-        "anomaly_tests": qvalues.finish(),
-        "crossmatch": info["crossmatch"] if matcher is None else matcher.describe(),
-        "index": index.write(store, build),
-        "pvalues": _write_pvalues(store, build, qvalues),
-        "deltas": [],
-        **summary.as_dict(),
-    }
-    _commit(store, info, new)
-    return new
-
-
-def _side_rows(store: Store, info: Mapping[str, Any], name: str) -> Iterator[pa.Table]:
-    return iter_merged(store, info, name, batch_rows=BATCH_ROWS)
-
-
-def list_releases(url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The releases that can be read, oldest first; keys as ``catalog releases`` in ``schemas/answers.json``."""
-    store, newest = open_catalog(url, storage_options)
-    numbers = [int(name[:-5]) for name in store.ls(RELEASES) if name.endswith(".json")]
-    present = numbers or [newest.get("release", 1)]
-    found = []
-    for number in sorted(present):
-        info = newest if number == newest.get("release", 1) else store.read_json(release_file(number))
-        found.append(
-            {
-                "release": number,
-                "read_as": f"{store.url}@{number}",
-                "deltas": len(info.get("deltas", ())),
-                **{name: info[name] for name in ("rows", "objects", "as_of_jd", "content_sha256")},
-                "logical_digest": info["identity"].get("snapshot"),
-            }
-        )
-    return {"catalogue": store.url, "newest": newest.get("release", 1), "releases": found}
-
-
-def gc(
-    url: str, keep: int = 1, *, dry_run: bool = False, storage_options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Remove earlier releases and all files that no kept one names; not to be run beside an update.
-
-    Parameters
-    ----------
-    keep : int
-        Newest releases that stay readable, at least 1.
-
-    Returns
-    -------
-    dict
-        ``releases_kept, releases_removed, files_removed, bytes_removed, dry_run``.
-    """
-    if keep < 1:
-        raise UsageError(f"--keep is {keep}; at least 1 release must stay.")
-    store, newest, _ = open_newest(url, storage_options)
-    listed = [entry["release"] for entry in list_releases(url, storage_options=storage_options)["releases"]]
-    kept = listed[-keep:]
-    named = {release_file(number) for number in kept}
-    for number in kept:
-        info = newest if number == newest.get("release", 1) else store.read_json(release_file(number))
-        named |= {entry["file"] for entry in all_files(info)}
-    folders = (RELEASES, INDEX, RUNS, "rows", *SIDE_TABLES)
-    removable = [path for folder in folders for path in store.walk(folder) if path not in named]
-    # Documents go first: whoever opens one must find its files.
-    removable.sort(key=lambda path: (not path.startswith(f"{RELEASES}/"), path))
-    size = 0
-    for path in removable:
-        size += store.size(path)
-        if not dry_run:
-            store.delete(path)
-    return {
-        "releases_kept": kept,
-        "releases_removed": [number for number in listed if number not in kept],
-        "files_removed": len(removable),
-        "bytes_removed": size,
-        "dry_run": dry_run,
-    }
+    return CrossMatcher(lists, options)
 
 
 def same_lists(info: Mapping[str, Any], matcher: CrossMatcher | None, url: str) -> None:

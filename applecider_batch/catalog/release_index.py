@@ -61,7 +61,7 @@ class LayerIndex:
         cell = where.column("_healpix_29").to_numpy().astype(np.uint64)
         self._positions.add("positions", where.append_column("_cell", pa.array(cell)))
         opened = pc.fill_null(pc.invert(table.column("horizon_complete")), False)
-        self._closing.append(table.filter(opened).select(_CLOSING.names))
+        self._closing.append(table.filter(opened).select(_CLOSING.names).cast(_CLOSING))
 
     def write(self, out: Store, build: str) -> dict[str, dict[str, Any]]:
         """Write the files; what the layer says of them."""
@@ -70,12 +70,8 @@ class LayerIndex:
         )
         with self._positions as spill:
             return {
-                "positions": write_file(
-                    out, f"{INDEX}/positions-{build}.parquet", POSITIONS, _by_sky(spill)
-                ),
-                "closing": write_file(
-                    out, f"{INDEX}/closing-{build}.parquet", _CLOSING, [closing]
-                ),
+                "positions": write_file(out, f"{INDEX}/positions-{build}.parquet", POSITIONS, _by_sky(spill)),
+                "closing": write_file(out, f"{INDEX}/closing-{build}.parquet", _CLOSING, [closing]),
             }
 
 

@@ -19,9 +19,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from applecider_batch.catalog.layers import iter_merged
 from applecider_batch.catalog.rows import ROW_KEY, SHORT_NAMES
-from applecider_batch.catalog.store import BATCH_ROWS, iter_part, open_catalog
+from applecider_batch.catalog.store import iter_rows, open_catalog
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
 
@@ -100,8 +99,5 @@ def read_side_table(url: str, name: str, *, storage_options: Mapping[str, Any] |
             hint="embeddings and light_curves are written by classify --side, crossmatches by "
             "catalog build --known.",
         )
-    if info.get("deltas"):
-        tables = list(iter_merged(store, info, name, batch_rows=BATCH_ROWS))
-    else:
-        tables = [table for part in there[name] for table in iter_part(store, part)]
+    tables = iter_rows(store, info, name=name)
     return pl.DataFrame(pl.from_arrow(pa.concat_tables([load_table(name).empty(), *tables])))

@@ -117,16 +117,17 @@ def iter_rows(
     info: Mapping[str, Any],
     columns: Sequence[str] | None = None,
     *,
+    name: str = "catalogue",
     batch_rows: int = BATCH_ROWS,
     hashes: np.ndarray | None = None,
 ) -> Iterator[pa.Table]:
-    """All rows of a catalogue in row order, table by table (``hashes`` as in :func:`iter_part`)."""
+    """All rows of a catalogue, or of a side table, in row order (``hashes`` as in :func:`iter_part`)."""
     if info.get("deltas"):
         from applecider_batch.catalog.layers import iter_merged
 
-        yield from iter_merged(store, info, columns=columns, batch_rows=batch_rows, hashes=hashes)
+        yield from iter_merged(store, info, name, columns, batch_rows=batch_rows, hashes=hashes)
         return
-    for part in info["parts"]:
+    for part in info["parts"] if name == "catalogue" else info["side_tables"].get(name, ()):
         yield from iter_part(store, part, columns, batch_rows=batch_rows, hashes=hashes)
 
 

@@ -14,6 +14,14 @@ from applecider_batch.errors import EXIT_REFUSED, EXIT_SET_ASIDE
 
 catalog_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build and use catalogues.")
 CatalogArgument = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalogue's folder or URL.")]
+KnownOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--known",
+        metavar="[KIND=]FILE",
+        help="List to cross-match with; KIND transient, minor_planet, variable_star or agn; repeatable.",
+    ),
+]
 
 
 class ExportFormat(StrEnum):
@@ -40,14 +48,7 @@ def build(
     allow_partial: Annotated[
         bool, typer.Option(help="Build although shards are missing; it says so.")
     ] = False,
-    known: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--known",
-            metavar="[KIND=]FILE",
-            help="List to cross-match with; KIND transient, minor_planet, variable_star or agn; repeatable.",
-        ),
-    ] = None,
+    known: KnownOption = None,
     match_radius: Annotated[float, typer.Option("--match-radius", help="Arcsec.")] = 3.0,
     window: Annotated[
         tuple[float, float], typer.Option("--window", help="Days after the first detection: FROM TO.")

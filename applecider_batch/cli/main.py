@@ -24,6 +24,7 @@ from applecider_batch.cli import (
     jobs,
     models,
     project,
+    releases,
     runs,
     training,
 )
@@ -69,6 +70,7 @@ for group in (
     runs,
     jobs,
     catalog,
+    releases,
     candidates,
     models,
     training,

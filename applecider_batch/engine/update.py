@@ -71,7 +71,7 @@ def update(
         shard was set aside.
     """
     from applecider_batch.archive.changes import changed_objects
-    from applecider_batch.catalog.release import add_release, open_newest, same_lists, with_index
+    from applecider_batch.catalog.release import add_release, matcher_of, open_newest, same_lists, with_index
     from applecider_batch.catalog.release_index import closing_objects
 
     check_executor(executor, address, workers, None)
@@ -81,7 +81,7 @@ def update(
     store, info, completed = open_newest(catalog_url, storage_options)
     archive, model_set = open_inputs(archive_url, models, None, storage_options)
     _refuse_others(info, model_set, catalog_url)
-    matcher = _matcher(info, known, storage_options)
+    matcher = matcher_of(info, known, storage_options)
     same_lists(info, matcher, catalog_url)
 
     snapshot = archive.snapshot
@@ -167,23 +167,6 @@ def _refuse_others(info: Mapping[str, Any], model_set: Any, catalog_url: str) ->
             hint="Give what the release was made with, or classify the archive in full into a new catalogue "
             "(classify, catalog build), and see with catalog diff what that changes.",
         )
-
-
-def _matcher(info: Mapping[str, Any], known: Sequence[str], storage_options: Mapping[str, Any] | None) -> Any:
-    """The lists given, with the options of the release."""
-    if not known:
-        return None
-    from applecider_batch.catalog.crossmatch import CrossMatcher, MatchOptions
-    from applecider_batch.catalog.known import parse_known, read_known
-
-    before = info["crossmatch"]
-    options = MatchOptions()
-    if before is not None:
-        options = MatchOptions(before["radius_arcsec"], tuple(before["window_days"]), before["late_days"])
-    lists = [
-        read_known(file, kind, storage_options=storage_options) for kind, file in map(parse_known, known)
-    ]
-    return CrossMatcher(lists, options)
 
 
 def _plan(

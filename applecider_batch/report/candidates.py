@@ -14,7 +14,7 @@ from applecider_batch.archive.read import Archive
 from applecider_batch.catalog.latent_neighbours import LatentNeighbour, has_latents, latent_neighbours
 from applecider_batch.catalog.read import one_row_per_episode
 from applecider_batch.catalog.side import CROSSMATCHES
-from applecider_batch.catalog.store import iter_part, iter_rows
+from applecider_batch.catalog.store import iter_rows
 from applecider_batch.errors import UserError
 from applecider_batch.features.points import load_points
 from applecider_batch.report.light_curve import BANDS, ZERO_POINT_UJY, LightCurve
@@ -179,8 +179,7 @@ def add_context(
     by_key = {(c.row["objectId"], c.row["episode"]): c for c in candidates}
 
     def matches(hashes: np.ndarray) -> Iterator[pa.Table]:
-        for part in info["side_tables"].get(CROSSMATCHES, []):
-            yield from iter_part(store, part, hashes=hashes)
+        yield from iter_rows(store, info, name=CROSSMATCHES, hashes=hashes)
 
     for row in _rows_of(candidates, matches):
         if (row["objectId"], row["episode"]) in by_key:
