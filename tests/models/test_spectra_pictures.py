@@ -62,7 +62,7 @@ def test_the_catalogue_holds_the_logits_of_each_picture(sky: Sky, tmp_path: Path
         with torch.inference_mode():
             by_hand = five_of(network(picture)[0].numpy(), NINE)
             np.testing.assert_allclose(got, by_hand, rtol=5e-5, atol=5e-5, err_msg=name)
-            drawn = [matplotlib_ink(y) for y in (flux[0], *(loess(flux, span)[0] for span in (0.05, 0.1)))]
+            drawn = [matplotlib_ink(y) for y in (flux[0], *loess(flux, (0.05, 0.1))[:, 0])]
             mpl = five_of(network(torch.from_numpy(np.stack(drawn)[None]))[0].numpy(), NINE)
             others = [
                 five_of(network(other.contiguous())[0].numpy(), NINE)
