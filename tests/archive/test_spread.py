@@ -11,10 +11,15 @@ from applecider_batch.archive.compact import compact
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.verify import verify
+from applecider_batch.catalog.build import build_catalog
+from applecider_batch.catalog.export import export_catalog
+from applecider_batch.digest import digest128
 from applecider_batch.errors import InternalError
 from applecider_batch.spread import Here, Spread
+from applecider_batch.storage import Store
 from tests.archive.packet_maker import Packet, Source, bad_packet, night_of
 from tests.archive.trees import tree
+from tests.catalog.synthetic import object_names, write_run
 from tests.elsewhere import Elsewhere
 
 SIZES: dict[str, Any] = {"memory_bytes": 1 << 20, "part_bytes": 2 << 20}
@@ -70,6 +75,35 @@ def test_compaction_elsewhere_writes_the_same_bytes(tmp_path: Path) -> None:
     assert answers[0]["parts_after"] >= 3
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     assert verify(str(tmp_path / "there"), deep=True)["ok"]
+
+
+def test_on_an_object_store_rows_pass_from_process_to_process(
+    tmp_path: Path, s3_url: str, s3_options: dict[str, Any]
+) -> None:
+    url = f"{s3_url}/archive"
+    here = ingested(tmp_path / "here", Here())
+    there = ingest(nights(), url, spread=Elsewhere(3), storage_options=s3_options, **SIZES)
+    assert there == here
+    run = write_run(tmp_path / "run", object_names(30))
+    build_catalog(str(run), f"{s3_url}/catalogue", rows_per_part=40, storage_options=s3_options)
+    export_catalog(
+        f"{s3_url}/catalogue",
+        f"{s3_url}/hats",
+        "hats",
+        horizon="full",
+        storage_options=s3_options,
+        spread=Elsewhere(2),
+    )
+    stored = Store(s3_url, s3_options)
+    names = stored.walk()
+    assert not [name for name in names if "spill" in name or name.endswith(".rows")]
+    build_catalog(str(run), str(tmp_path / "catalogue"), rows_per_part=40)
+    export_catalog(str(tmp_path / "catalogue"), str(tmp_path / "hats"), "hats", horizon="full")
+    for folder, where in (("archive", "here"), ("hats", "hats")):
+        expected = tree(tmp_path / where)
+        found = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
+        assert found == set(expected)
+        assert {name: digest128(stored.read_bytes(f"{folder}/{name}")) for name in found} == expected
 
 
 class Lying(Source):

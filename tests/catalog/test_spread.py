@@ -67,7 +67,9 @@ def test_hats_made_elsewhere_has_the_same_bytes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", NAMES)
     build_catalog(str(run), str(tmp_path / "catalogue"), rows_per_part=64)
     for name, where in (("here", Here()), ("there", Elsewhere(3))):
-        export_catalog(str(tmp_path / "catalogue"), str(tmp_path / name), "hats", spread=where)
+        export_catalog(
+            str(tmp_path / "catalogue"), str(tmp_path / name), "hats", horizon="full", spread=where
+        )
     there = tree(tmp_path / "there")
     assert there == tree(tmp_path / "here")
     assert any("Npix" in name for name in there)

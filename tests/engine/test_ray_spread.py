@@ -74,15 +74,15 @@ def test_a_task_that_always_dies_is_given_up(spread: RaySpread) -> None:
 
 def test_archive_and_catalogue_are_those_of_one_process(spread: RaySpread, tmp_path: Path) -> None:
     nights = [
-        str(night) for night in simulate(tmp_path / "survey", n_objects=30, n_nights=8, seed=3)["nights"]
+        str(night) for night in simulate(tmp_path / "survey", n_objects=16, n_nights=6, seed=3)["nights"]
     ]
     spectra = [str(tmp_path / "survey" / "spectra.parquet")]
     run = write_run(tmp_path / "run", object_names(40))
     wheres: dict[str, Spread] = {"here": Here(), "there": spread}
     for name, where in wheres.items():
         folder = tmp_path / name
-        ingest(nights[:4], str(folder / "archive"), spectra=spectra, spread=where, **SIZES)
-        ingest(nights[4:], str(folder / "archive"), spread=where, **SIZES)
+        ingest(nights[:3], str(folder / "archive"), spectra=spectra, spread=where, **SIZES)
+        ingest(nights[3:], str(folder / "archive"), spread=where, **SIZES)
         compact(str(folder / "archive"), full=True, spread=where, **SIZES)
         build_catalog(str(run), str(folder / "catalogue"), rows_per_part=50, spread=where)
         export_catalog(str(folder / "catalogue"), str(folder / "hats"), "hats", horizon="full", spread=where)
