@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## what can be measured without any data of one's own
+bench: $(STAMP)  ## every stage of the way on a simulated survey, then what else needs no data
 	$(BIN)/python -m benchmarks
 
 docs: $(STAMP)  ## the documentation as a site in site/, to be read without a network

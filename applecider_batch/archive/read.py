@@ -26,6 +26,8 @@ from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
 _ROWS_PER_COPY = 8
+_GROUPS_AT_ONCE = 16
+"""Row groups of stamps read at once: of their 40 MB few rows are kept, the memory serves the next."""
 _COUNTED = ("alerts", "photometry", "stamps", "spectra")
 
 
@@ -303,11 +305,16 @@ def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[
     needed = np.unique(group_of_row[mask])
     if not len(needed):
         return []
-    blocks = part.read_groups("stamps", [groups[number] for number in needed], STAMPS)
-    rows = keys.filter(pa.array(np.isin(group_of_row, needed)))
-    for name in STAMPS:
-        rows = rows.append_column(blocks.schema.field(name), blocks.column(name))
-    return [_chosen(rows.select(names), mask[np.isin(group_of_row, needed)])]
+    found = []
+    for start in range(0, len(needed), _GROUPS_AT_ONCE):
+        numbers = needed[start : start + _GROUPS_AT_ONCE]
+        here = np.isin(group_of_row, numbers)
+        blocks = part.read_groups("stamps", [groups[number] for number in numbers], STAMPS)
+        rows = keys.filter(pa.array(here))
+        for name in STAMPS:
+            rows = rows.append_column(blocks.schema.field(name), blocks.column(name))
+        found.append(_chosen(rows.select(names), mask[here]))
+    return [pa.concat_tables(found)]
 
 
 def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:

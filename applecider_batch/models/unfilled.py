@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-
 _DRAWN = (torch.Tensor.normal_, torch.Tensor.uniform_)  # what the rest of torch.nn.init draws with
 
 
