@@ -32,7 +32,7 @@ from benchmarks.stages.inputs import Inputs
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "performance.md"
-FAMILIES = ("decoding", "features", "networks")
+FAMILIES = ("decoding", "features", "rows", "networks")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 

@@ -180,7 +180,7 @@ def end_to_end(preset: str, inputs: Inputs) -> Stage:
         "objects",
         classified,
         networks,
-        "the networks",
+        "the networks" if preset == "paper" else "preparing rows, reading and cutting stamps",
         0.85,
         one_core=False,
         notes=[note],
