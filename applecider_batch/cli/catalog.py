@@ -217,7 +217,7 @@ def report(
     truth: Annotated[
         str | None,
         typer.Option(
-            "--truth", metavar="FILE", help="Table of objectId and true class: confusion, reliability."
+            "--truth", metavar="FILE", help="Table of objectId and true class: shows what is right."
         ),
     ] = None,
     storage_option: StorageOption = None,
