@@ -1,6 +1,6 @@
 """Anomaly scores on real light curves and on a simulated survey: the tables of ``docs/anomaly.md``.
 
-    python -m benchmarks.anomaly_table DATA WORK [--seeds 2] [--epochs 8] [--objects 2000] [--page FILE]
+    python -m benchmarks.anomaly_table DATA WORK [--seeds 3] [--epochs 8] [--objects 2000] [--page FILE]
 
 DATA is the folder of the real data, WORK a folder for archives, trainings (resumed) and ``anomaly.json`` of
 every part. Parts: ``real`` (split by object), ``later`` (real, split by date of t0: the later ones test) and
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--objects", type=int, default=2000)
     parser.add_argument("--parts", default="real,later,simulated")
