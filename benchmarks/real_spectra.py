@@ -61,7 +61,7 @@ _UPSTREAM = {
 CONTENDERS: dict[str, SpectraPreset] = {
     "ResNet-1D": PRESETS["resnet1d", "compact"],
     "SpectraNet": _SMALL,
-    # At the rate and dropout of the others it stays at the class frequencies.
+    # At the rate and dropout of the others it does not learn at all, see real_spectra_head.md.
     "SpectraNet, main": replace(
         _SMALL,
         profile="upstream-archive",
