@@ -70,7 +70,8 @@ def _classified(results: Mapping[str, Any], kind: str) -> str:
 
     def row(title: str, of: Any, unit: str, asked: str) -> list[str]:
         one, ten = of(tenth), of(whole)
-        return [title, f"{one:,.3g} {unit}", f"{ten:,.3g} {unit}", f"{ten / one:.2f}", asked]
+        shown = (f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}" for value in (one, ten))
+        return [title, *shown, f"{ten / one:.2f}", asked]
 
     rows = [
         row("seconds an object, whole command", lambda m: 1e3 * m["seconds"] / m["objects"], "ms", "≤ 1.15"),
