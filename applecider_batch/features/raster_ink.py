@@ -215,10 +215,10 @@ def _mark(
         rest = 1.0 - part
         first = rest * (0.5 * slope * rest + jump)
         third = part * (0.5 * slope * part - jump)
-        at = column * rows + row
+        at = np.uint64(column * rows + row)  # unsigned: not tested for being counted from the end
         edges[at] += first
-        edges[at + 1] += slope - first - third
-        edges[at + 2] += third
+        edges[at + np.uint64(1)] += slope - first - third
+        edges[at + np.uint64(2)] += third
         low[column] = min(low[column], row)
         high[column] = max(high[column], row + 3)
 
