@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
+WORK ?= models-work
 
-.PHONY: demo test lint bench chaos docs clean install
+.PHONY: demo test lint bench chaos docs models clean install
 
 install: $(STAMP)
 
@@ -34,6 +35,9 @@ docs: $(STAMP)  ## the documentation as a site in site/, to be read without a ne
 
 chaos: $(STAMP)  ## a Ray cluster over S3, its processes killed at random, 20 rounds
 	$(BIN)/python -m benchmarks.chaos --rounds 20
+
+models: $(STAMP)  ## the packaged model set, from data to set; DATA=FOLDER of real data
+	$(BIN)/python -m benchmarks.compact $(WORK) $(if $(DATA),--data $(DATA)) --install
 
 clean:
 	rm -rf $(VENV) demo build dist site

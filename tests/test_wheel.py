@@ -44,7 +44,8 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(tmp_path: Path) -> None:
         str(wheel),
     ]
     call([sys.executable, *install], tmp_path)
-    for name in ("py.typed", "_data/schemas/catalogue.toml", "_data/jobs/classify.py", "_data/cluster.yaml"):
+    packaged = ("py.typed", "models/sets/compact/model_set.toml", "_data/schemas/catalogue.toml")
+    for name in (*packaged, "_data/jobs/classify.py", "_data/cluster.yaml"):
         assert (target / "applecider_batch" / name).exists(), name
     program = "import applecider_batch; print(applecider_batch.__file__)"
     where = call([sys.executable, "-c", program], empty, PYTHONPATH=str(target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -136,12 +136,21 @@ def ingest(
             f"duplicates + {result['quarantined']:,} quarantined"
         )
     answer(
-        result,
+        result if format is Format.json else _short(result),
         format,
-        next_command=f"applecider-batch classify --archive {archive} --models MODELS --run RUN",
+        next_command=f"applecider-batch classify --archive {archive} --models compact --run RUN",
     )
     if result["quarantined"] or result.get("rejected"):
         raise typer.Exit(EXIT_SET_ASIDE)
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    """For people: no counts of what was not given; of the sources those of which something was set aside."""
+    shown = {k: v for k, v in result.items() if v != 0 or k in ("packets_in", "stored", "quarantined")}
+    aside = [s for s in result["sources"] if s["counts"].get("quarantined") or s["counts"].get("rejected")]
+    shown.pop("sources")
+    shown["sources read"], shown["sources already there"] = len(result["sources"]), len(shown.pop("already"))
+    return shown | ({"set aside in": aside} if aside else {})
 
 
 @archive_app.command("info")

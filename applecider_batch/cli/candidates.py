@@ -57,7 +57,8 @@ def find(
 
     options = FindOptions(horizon, top, threshold, neighbour_radius, include_unchecked)
     result = find_candidates(catalog, out, options, storage_options=parse_storage_options(storage_option))
-    answer(result, format, leave_out=("content_sha256", "run_id"))
+    page = f"applecider-batch report {catalog} --archive ARCHIVE --candidates {out} --out report.html"
+    answer(result, format, leave_out=("content_sha256", "run_id"), next_command=page)
 
 
 @candidates_app.command("label")

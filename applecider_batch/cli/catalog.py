@@ -88,7 +88,9 @@ def build(
         result,
         format,
         leave_out=("columns", "identity", "parts", "funnel_by_year"),
-        next_command=f"applecider-batch catalog verify {out}",
+        next_command=f"applecider-batch candidates find {out} --out candidates.parquet"
+        if known
+        else f"applecider-batch catalog verify {out}",
     )
     if result.get("partial"):
         raise typer.Exit(EXIT_SET_ASIDE)

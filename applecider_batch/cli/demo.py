@@ -10,6 +10,11 @@ import typer
 
 from applecider_batch.cli.output import Format, FormatOption, QuietOption, answer, say
 
+MODELS = "compact"
+RARE_EVENTS = 5
+TRANSIENTS = ("SN I", "SN II", "TDE")
+FEWEST_ALERTS = 3
+FIRST = 10
 DEMO_HORIZONS: list[float | None] = [3.0, 10.0, 30.0, None]
 
 
@@ -27,23 +32,39 @@ def demo(
     format: FormatOption = Format.human,
     quiet: QuietOption = False,
 ) -> None:
-    """Walk the whole way: simulate, ingest, classify on local Ray, catalogue, report.
+    """Walk the whole way on a simulated survey: ingest, classify, catalogue, candidates, report.
 
-    The survey is simulated and the weights are untrained: this shows the machinery, not the classes.
+    The packaged model set ``compact`` classifies it on local Ray. Transients are left out of the list of
+    known ones, rare events added, and the search is checked: does it find them? That checks the software and
+    says nothing about the sky.
 
     Example: applecider-batch demo demo
     """
     result = run_demo(
         folder, objects=objects, nights=nights, seed=seed, executor=executor, progress=not quiet
     )
+    found = result["check"]
     say("")
-    answer(result, format, next_command=f"open {result['report']} in a browser; then on your own nights:")
+    say(
+        f"Planted: {found['planted']} transients that the list of known ones lacks, {found['rare']} of them "
+        f"rare. Found: {found['found']} (recall {_share(found['recall'])}), among the "
+        f"{found['short_list']} of the short list (purity {_share(found['purity'])})."
+    )
+    say("This checks the software on simulated data; it is not a performance.")
+    for line in found["not_found"]:
+        say(f"  not found: {line}")
+    then = f"open {result['report']} in a browser; then on your own nights:"
+    answer(result, format, leave_out=("check",), next_command=then)
     if format is Format.human:
         say("  applecider-batch ingest ztf_public_YYYYMMDD.tar.gz --archive ARCHIVE")
         say(
-            f"  applecider-batch classify --archive ARCHIVE --models {folder}/models --run RUN --executor ray"
+            "  applecider-batch classify --archive ARCHIVE --models compact --run RUN --horizons 3,10,30,full"
         )
-        say("  applecider-batch catalog build RUN --out CATALOG")
+        say("  applecider-batch catalog build RUN --out CATALOG --known tns_public_objects.csv.zip")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _claim(folder: Path, parameters: dict[str, int]) -> None:
@@ -71,19 +92,25 @@ def run_demo(
     """The demo as a function; each step is the same library call as the command of that name."""
     from applecider_batch.archive.ingest import ingest
     from applecider_batch.catalog.build import build_catalog
+    from applecider_batch.catalog.candidates import find_candidates
+    from applecider_batch.catalog.known import read_known
     from applecider_batch.catalog.verify import verify_catalog
     from applecider_batch.engine import api
     from applecider_batch.logs import Progress
-    from applecider_batch.models.model_set import init_model_set
     from applecider_batch.report.page import write_report
     from applecider_batch.simulate import simulate
 
     start = time.monotonic()
     _claim(folder, {"objects": objects, "nights": nights, "seed": seed})
-    places = {name: folder / name for name in ("survey", "archive", "models", "run", "catalog")}
-    with Progress("simulate", objects, unit="objects", enabled=progress) as bar:
+    places = {name: folder / name for name in ("survey", "archive", "run", "catalog")}
+    with Progress("simulate", objects + RARE_EVENTS, unit="objects", enabled=progress) as bar:
         survey = simulate(
-            places["survey"], n_objects=objects, n_nights=nights, seed=seed, progress=lambda *_: bar.update()
+            places["survey"],
+            n_objects=objects,
+            n_nights=nights,
+            seed=seed,
+            n_rare=RARE_EVENTS,
+            progress=lambda *_: bar.update(),
         )
     with Progress("ingest", unit="packets", enabled=progress) as bar:
         ingested = ingest(
@@ -92,21 +119,21 @@ def run_demo(
             spectra=[str(places["survey"] / "spectra.parquet")],
             progress=bar,
         )
-    if not (places["models"] / "model_set.toml").exists():
-        init_model_set(places["models"], profile="paper", seed=seed)
     classified = api.classify(
         str(places["archive"]),
-        str(places["models"]),
+        MODELS,
         str(places["run"]),
         horizons=DEMO_HORIZONS,
         executor=executor,
         objects_per_shard=max(1, objects // 4),
         progress=progress,
     )
-    built = build_catalog(str(places["run"]), str(places["catalog"]))
+    known = read_known(str(places["survey"] / "known_transients.csv"))
+    built = build_catalog(str(places["run"]), str(places["catalog"]), known=[known])
     verified = verify_catalog(str(places["catalog"]))
-    page = folder / "report.html"
-    write_report(str(places["catalog"]), str(places["archive"]), page)
+    candidates, page = folder / "candidates.parquet", folder / "report.html"
+    find_candidates(str(places["catalog"]), str(candidates))
+    write_report(str(places["catalog"]), str(places["archive"]), page, candidates=str(candidates))
     return {
         "packets_in": ingested["packets_in"],
         "stored": ingested["stored"],
@@ -114,10 +141,52 @@ def run_demo(
         "quarantined": ingested["quarantined"],
         "objects": classified["objects"],
         "rows": built["rows"],
-        "trained": False,
+        "models": MODELS,
         "simulated": True,
+        "check": check_search(places["survey"] / "truth.parquet", candidates),
         "content_sha256": verified["content_sha256"],
         "problems": verified["problems"],
         "seconds": round(time.monotonic() - start, 1),
         "report": str(page),
+    }
+
+
+def check_search(truth: Path, candidates: Path) -> dict[str, Any]:
+    """How much of what was planted the search found.
+
+    Planted are the simulated transients that the list of known ones lacks and that have at least
+    :data:`FEWEST_ALERTS` positive alerts. The short list are the candidates that were more likely a transient
+    than not at some horizon, or are among the :data:`FIRST` best.
+
+    Returns
+    -------
+    dict
+        ``planted, rare, found, recall, short_list, purity`` and a line for each one ``not_found``.
+    """
+    import pyarrow.parquet as pq
+
+    from applecider_batch.simulate.transients import RARE
+
+    rows = pq.read_table(truth, columns=["objectId", "class", "type", "in_known_list", "n_alerts_positive"])
+    planted = {
+        row["objectId"]: row
+        for row in rows.to_pylist()
+        if (row["class"] in TRANSIENTS or row["type"] == RARE)
+        and not row["in_known_list"]
+        and row["n_alerts_positive"] >= FEWEST_ALERTS
+    }
+    ranked = pq.read_table(candidates, columns=["objectId", "rank", "first_horizon"]).to_pylist()
+    short = {r["objectId"] for r in ranked if r["first_horizon"] is not None or r["rank"] <= FIRST}
+    found = short & planted.keys()
+    return {
+        "planted": len(planted),
+        "rare": sum(row["type"] == RARE for row in planted.values()),
+        "found": len(found),
+        "recall": len(found) / len(planted) if planted else None,
+        "short_list": len(short),
+        "purity": len(found) / len(short) if short else None,
+        "not_found": [
+            f"{name}, {planted[name]['type']}, {planted[name]['n_alerts_positive']} alerts"
+            for name in sorted(planted.keys() - short)
+        ],
     }

@@ -116,7 +116,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.6g}"
+        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:.11g}"  # Julian dates keep their days
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {_cell(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):

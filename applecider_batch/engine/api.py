@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from applecider_batch.errors import UsageError
+from applecider_batch.models.manifest import MANIFEST
 from applecider_batch.storage import Store, absolute
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def classify(
         raise UsageError(f"--limit-shards must be at least 1, given was {limit_shards}.")
     # Workers run in folders of their own.
     archive_url, run_url = absolute(archive_url), absolute(run_url)
-    models = absolute(models) if os.path.isdir(models) else models
+    models = absolute(models) if os.path.exists(os.path.join(models, MANIFEST)) else models  # else packaged
     store = Store(run_url, storage_options)
     archive, model_set = open_inputs(archive_url, models, snapshot, storage_options)
     made = make_plan(

@@ -283,7 +283,7 @@ def find_set(path: str | Path, storage_options: Mapping[str, Any] | None = None)
     raise UserError(
         f"There is no model set '{path}': no folder with a {MANIFEST} of that path, and the packaged sets"
         f" are: {', '.join(packaged) or 'none'}.",
-        hint=f"Make an untrained one with 'applecider-batch models init {path}'.",
+        hint=f"Name a packaged one, or make an untrained one with 'applecider-batch models init {path}'.",
     )
 
 

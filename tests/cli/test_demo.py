@@ -17,9 +17,13 @@ def test_demo_runs_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert first["packets_in"] == first["stored"] + first["duplicates"] + first["quarantined"] > 0
     assert first["problems"] == []
     assert first["simulated"] is True
-    assert first["trained"] is False
+    check = first["check"]
+    assert check["planted"] >= 5
+    assert check["rare"] == 5
+    assert check["found"] + len(check["not_found"]) == check["planted"]
+    assert check["recall"] >= 0.5
     page = Path(first["report"]).read_text(encoding="utf-8")
-    assert "untrained" in page.lower()
+    assert "untrained" not in page.lower()
     assert "simulated" in page.lower()
 
     assert run([*line, "--format", "json"]) == 0
