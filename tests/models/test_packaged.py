@@ -30,7 +30,7 @@ def test_it_is_whole_and_small_and_trained() -> None:
 
 def test_weights_in_half_precision_become_single() -> None:
     for entry in ModelSet.load(NAME).entries:
-        assert all(p.dtype in (torch.float32, torch.int64) for p in entry.build().state_dict().values())
+        assert all(p.dtype != torch.float16 for p in entry.build().state_dict().values())
 
 
 def test_the_card_says_what_it_must_not_be_used_for() -> None:
