@@ -222,12 +222,12 @@ def scan_merged(
         pl.when(full).then(pl.lit(info["as_of_jd"])).otherwise("as_of_jd").alias("as_of_jd")
     )
     siblings = pl.LazyFrame(pl.from_arrow(sibling_changes(store, info))).rename({"sibling_group": "_group"})
-    ladder = read_qvalues(store, info).ladder()
+    ladder = pl.LazyFrame(pl.from_arrow(read_qvalues(store, info).ladder()))
     merged = (
         merged.join(siblings.with_columns(_regrouped=True), on="hash64", how="left", maintain_order="left")
         .with_columns(pl.when("_regrouped").then("_group").otherwise("sibling_group").alias("sibling_group"))
         .join(
-            ladder.lazy(),
+            ladder,
             on=["horizon_days", "anomaly_pvalue", "anomaly_n_ref"],
             how="left",
             nulls_equal=True,

@@ -149,10 +149,24 @@ def write_run(
 
     The rows of an object do not depend on the number of shards.
     """
+    everything = make_rows(names, horizons=horizons, positions=positions)
+    return write_run_of(run, everything, shards, commit=commit, horizons=horizons)
+
+
+def write_run_of(
+    run: Path,
+    everything: pa.Table,
+    shards: int = 3,
+    *,
+    commit: set[int] | None = None,
+    horizons: tuple[float | None, ...] = HORIZONS,
+    snapshot: int | str = 1,
+) -> Path:
+    """A run folder of given rows."""
     edges = [2**64 * i // shards for i in range(shards + 1)]
     plan = {
         "run_id": IDENTITY["run_id"],
-        "identity": {"snapshot": 1, "model_set": "untrained", "horizons": list(horizons)},
+        "identity": {"snapshot": snapshot, "model_set": "untrained", "horizons": list(horizons)},
         "shards": [
             {"shard_id": i, "hash_lo": str(edges[i]), "hash_hi": str(edges[i + 1])} for i in range(shards)
         ],
@@ -160,7 +174,6 @@ def write_run(
     for folder in ("data", "commits"):
         (run / folder).mkdir(parents=True, exist_ok=True)
     (run / "plan.json").write_text(json.dumps(plan))
-    everything = make_rows(names, horizons=horizons, positions=positions)
     hashes = everything.column("hash64").to_numpy()
     for i in range(shards):
         if commit is not None and i not in commit:
