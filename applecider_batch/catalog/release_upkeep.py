@@ -172,6 +172,7 @@ def gc(
         named |= {entry["file"] for entry in all_files(info)}
     folders = (RELEASES, INDEX, RUNS, "rows", *SIDE_TABLES)
     removable = [path for folder in folders for path in store.walk(folder) if path not in named]
+    removable += [name for name in store.ls() if name.endswith(".tmp")]  # of writers that were killed
     # Documents go first: whoever opens one must find its files.
     removable.sort(key=lambda path: (not path.startswith(f"{RELEASES}/"), path))
     size = 0

@@ -15,21 +15,13 @@ from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.content import BOOKKEEPING
 from applecider_batch.catalog.export import export_catalog
 from applecider_batch.catalog.query import query_catalog
-from applecider_batch.catalog.read import read_table
 from applecider_batch.catalog.release import add_release, open_newest, with_index
 from applecider_batch.catalog.release_upkeep import fold
 from applecider_batch.catalog.store import open_catalog
-from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.errors import UserError
 from applecider_batch.inference.anomaly_reference import FLAG_LEVELS
+from tests.catalog.same import assert_same
 from tests.catalog.synthetic import END, make_rows, object_names, write_run_of
-
-#: What a document says that does not depend on how the release was made.
-SAID = (
-    "rows", "objects", "episodes", "rows_in_error", "rows_without_position", "trained", "simulated_rows",
-    "gates", "classes", "errors", "modality_masks", "known_status", "funnel_by_year", "cuts", "siblings",
-    "content_sha256", "content_rows", "as_of_jd", "anomaly_tests",
-)  # fmt: skip
 
 
 class Sky:
@@ -92,17 +84,6 @@ def _ending(rows: pa.Table, end: float) -> pa.Table:
     full = rows.column("horizon_days").is_null()
     at = rows.schema.get_field_index("as_of_jd")
     return rows.set_column(at, rows.schema.field(at), pc.if_else(full, end, rows.column("as_of_jd")))
-
-
-def assert_same(mine: str, oracle: str) -> None:
-    """Two catalogues hold the same rows in the same order, and say the same of them."""
-    one, other = (read_table(url).drop_columns(list(BOOKKEEPING)) for url in (mine, oracle))
-    for name in other.column_names:
-        same = one.column(name).equals(other.column(name))
-        assert same or str(one.column(name).to_pylist()) == str(other.column(name).to_pylist()), name
-    said, expected = (open_catalog(url)[1] for url in (mine, oracle))
-    assert {name: said[name] for name in SAID} == {name: expected[name] for name in SAID}
-    assert verify_catalog(mine)["problems"] == []
 
 
 def hats_rows(folder: str) -> pl.DataFrame:

@@ -80,6 +80,13 @@ def test_the_main_job(shell: Shell) -> None:
     verified = shell("catalog verify @catalog")
     _promised("catalog verify", verified)
     assert verified["rows"] == built["rows"] == done["rows"]
+    updated = shell(
+        "update @catalog --archive @archive --models @models --known @survey/known_transients.csv -q"
+    )
+    _promised("update", updated)
+    assert (updated["changed"], updated["content_sha256"]) == (False, built["content_sha256"])
+    for verb in ("fold", "releases", "gc"):
+        _promised(f"catalog {verb}", shell(f"catalog {verb} @catalog"))
     _promised("catalog export", shell("catalog export @catalog --to csv --out @catalog.csv"))
     _promised("report", shell("report @catalog --archive @archive --out @report.html"))
     assert (shell.folder / "report.html").stat().st_size > 10_000

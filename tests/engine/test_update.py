@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from applecider_batch.archive.compact import compact
 from applecider_batch.archive.gc import gc
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.catalog.build import build_catalog
-from applecider_batch.catalog.content import BOOKKEEPING
 from applecider_batch.catalog.known import read_known
 from applecider_batch.catalog.read import read_table
 from applecider_batch.catalog.release_upkeep import fold, list_releases
 from applecider_batch.catalog.release_upkeep import gc as remove_releases
-from applecider_batch.catalog.side import read_side_table
 from applecider_batch.catalog.store import open_catalog
-from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.engine.api import classify
 from applecider_batch.engine.update import update
+from applecider_batch.errors import UserError
 from applecider_batch.models.model_set import init_model_set
+from applecider_batch.schema import load_answers
 from applecider_batch.simulate import simulate
+from tests.catalog.same import assert_same
 from tests.engine.conftest import SMALL
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"horizons": (3.0, 10.0, None), "side": ("embeddings", "light_curves")}
-#: What a document says that does not depend on how the release was made.
-SAID = (
-    "rows", "objects", "episodes", "rows_in_error", "rows_without_position", "trained", "simulated_rows",
-    "gates", "classes", "errors", "modality_masks", "known_status", "funnel_by_year", "cuts", "siblings",
-    "content_sha256", "content_rows", "as_of_jd", "anomaly_tests",
-)  # fmt: skip
 
 
 class Survey:
     """A simulated survey that comes night by night, its archive, and a catalogue that is kept up to date."""
 
-    def __init__(self, folder: Path) -> None:
-        made = simulate(folder / "survey", n_objects=40, n_nights=24, seed=11)
+    def __init__(self, folder: Path, objects: int = 40, nights: int = 24) -> None:
+        made = simulate(folder / "survey", n_objects=objects, n_nights=nights, seed=11)
         self.folder = folder
         packets = list(made["packets_per_night"].values())
         paired = list(zip(map(str, made["nights"]), packets, strict=True))
@@ -66,11 +64,10 @@ class Survey:
         build_catalog(run, out, known=[read_known(self.known, "transient")])
         return out
 
-    def update(self) -> dict[str, Any]:
+    def update(self, catalogue: str = "", **options: Any) -> dict[str, Any]:
         """Bring the catalogue up to date."""
-        return update(
-            self.archive, self.catalogue, self.models, known=[self.known], objects_per_shard=7, progress=False
-        )
+        given = {"models": self.models, "known": [self.known], "objects_per_shard": 7, **options}
+        return update(self.archive, catalogue or self.catalogue, progress=False, **given)
 
 
 def bytes_of(folder: str) -> dict[str, str]:
@@ -79,31 +76,18 @@ def bytes_of(folder: str) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def assert_same(mine: str, oracle: str) -> None:
-    """Two catalogues hold the same rows in the same order, and say the same of them."""
-    one, other = (read_table(url).drop_columns(list(BOOKKEEPING)) for url in (mine, oracle))
-    for name in other.column_names:
-        assert one.column(name).equals(other.column(name)) or _text(one, name) == _text(other, name), name
-    said, expected = (open_catalog(url)[1] for url in (mine, oracle))
-    assert {name: said[name] for name in SAID} == {name: expected[name] for name in SAID}
-    assert set(said["side_tables"]) == set(expected["side_tables"])
-    for name in expected["side_tables"]:
-        assert str(read_side_table(mine, name).to_dict(as_series=False)) == str(
-            read_side_table(oracle, name).to_dict(as_series=False)
-        ), name
-    assert verify_catalog(mine)["problems"] == []
-
-
-def _text(table: pa.Table, name: str) -> str:
-    return str(table.column(name).to_pylist())  # NaN equals NaN
-
-
 @pytest.fixture(scope="module")
-def survey(tmp_path_factory: pytest.TempPathFactory) -> Survey:
-    return Survey(tmp_path_factory.mktemp("survey"))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Survey:
+    """A survey with a catalogue and a night that is not in it yet."""
+    survey = Survey(tmp_path_factory.mktemp("small"), objects=16, nights=16)
+    ingest(survey.nights[:-1], survey.archive)
+    survey.build("catalogue")
+    ingest(survey.nights[-1:], survey.archive)
+    return survey
 
 
-def test_updates_are_a_classification_of_everything(survey: Survey) -> None:
+def test_updates_are_a_classification_of_everything(tmp_path: Path) -> None:
+    survey = Survey(tmp_path)
     nights = survey.nights
     ingest([*nights[:4], *nights[5:8]], survey.archive, spectra=[survey.spectra_file(slice(0, 3))])
     survey.build("catalogue")
@@ -118,6 +102,7 @@ def test_updates_are_a_classification_of_everything(survey: Survey) -> None:
     ingest(nights[8:9], survey.archive)
     done = survey.update()
     assert done["changed"]
+    assert set(done) == set(load_answers()["update"])
     assert 0 < done["objects_classified"] < open_catalog(survey.catalogue)[1]["objects"]
     assert_same(survey.catalogue, survey.build("night"))
 
@@ -132,7 +117,9 @@ def test_updates_are_a_classification_of_everything(survey: Survey) -> None:
 
     # Folded, the rows are the same.
     before_fold = read_table(survey.catalogue)
-    assert fold(survey.catalogue)["changed"]
+    folded = fold(survey.catalogue)
+    assert folded["changed"]
+    assert set(folded) == set(load_answers()["catalog fold"])
     assert read_table(survey.catalogue).equals(before_fold)
     assert_same(survey.catalogue, str(survey.folder / "late"))
 
@@ -145,3 +132,70 @@ def test_updates_are_a_classification_of_everything(survey: Survey) -> None:
     removed = remove_releases(survey.catalogue, keep=1)
     assert removed["releases_removed"] == [1, 2, 3, 4]
     assert_same(survey.catalogue, str(survey.folder / "end"))
+
+
+#: Every step of an update, by a file that it writes.
+STEPS = (
+    "objects/", "commits/shard-00001", "rows/part-", "index/siblings-", "releases/00001", "releases/00002",
+    "catalog.json",
+)  # fmt: skip
+KILLED = """
+import os, signal, sys
+from applecider_batch.engine.update import update
+from applecider_batch.storage import Store
+
+archive, catalogue, models, known, step = sys.argv[1:]
+
+def dying(method):
+    def call(self, name, *rest):
+        if step in f"{self.url}/{name}":
+            folder = os.path.dirname(f"{self.url}/{name}")
+            os.makedirs(folder, exist_ok=True)
+            open(f"{folder}/.half.tmp", "wb").write(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(self, name, *rest)
+    return call
+
+Store.open_output, Store.create_only = dying(Store.open_output), dying(Store.create_only)
+update(archive, catalogue, models, known=[known], objects_per_shard=7, progress=False)
+"""
+
+
+def test_an_update_killed_in_every_step_goes_on_to_the_same_bytes(small: Survey, tmp_path: Path) -> None:
+    killed, undisturbed = str(tmp_path / "killed"), str(tmp_path / "undisturbed")
+    for copy in (killed, undisturbed):
+        shutil.copytree(small.catalogue, copy)
+    old = read_table(killed)
+    for step in STEPS:
+        words = [small.archive, killed, small.models, small.known, step]
+        done = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, check=False)
+        assert done.returncode == -signal.SIGKILL, step
+        assert read_table(killed).equals(old), step
+    assert small.update(killed)["changed"]
+    small.update(undisturbed)
+    mine, wanted = bytes_of(killed), bytes_of(undisturbed)
+    assert {name for name in mine if not name.startswith("runs/") and ".tmp" not in name} == {
+        name for name in wanted if not name.startswith("runs/")
+    }
+    assert all(mine[name] == wanted[name] for name in wanted if not name.startswith("runs/"))
+    assert_same(killed, small.build("everything"))
+    remove_releases(killed, keep=2)
+    assert not [name for name in bytes_of(killed) if ".tmp" in name]
+
+
+def test_what_does_not_go_into_one_release_is_refused(
+    small: Survey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bytes_of(small.catalogue)
+    init_model_set(tmp_path / "others", seed=3, configs=SMALL)
+    with pytest.raises(UserError, match="what differs: the model set"):
+        small.update(models=str(tmp_path / "others"))
+    with pytest.raises(UserError, match="given are none"):
+        small.update(known=())
+    ingest(small.nights[:2], str(tmp_path / "archive"))
+    with pytest.raises(UserError, match="cannot tell what has changed"):
+        update(str(tmp_path / "archive"), small.catalogue, small.models, known=[small.known], progress=False)
+    monkeypatch.setattr("applecider_batch.engine.update.__version__", "99.0")
+    with pytest.raises(UserError, match=r"the version of applecider-batch \(.* in the release, now 99.0\)"):
+        small.update()
+    assert bytes_of(small.catalogue) == before
