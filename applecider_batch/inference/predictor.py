@@ -64,6 +64,10 @@ class Predictor:
         self._card = entry.card
         # Images lie with their channels last, in which CPU kernels take half the time or less.
         self._module = entry.build().to(self.device).to(memory_format=torch.channels_last).eval()
+        if self.device.type == "cpu" and dtype == "float32":
+            from applecider_batch.models.fused import fuse_blocks
+
+            fuse_blocks(self._module)
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """Logits and latents of a batch; an item never spoils another one.
