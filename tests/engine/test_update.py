@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +27,6 @@ from applecider_batch.simulate import simulate
 from tests.catalog.same import assert_same
 from tests.engine.conftest import SMALL
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"horizons": (3.0, 10.0, None), "side": ("embeddings", "light_curves")}
 
 
@@ -78,7 +73,7 @@ def bytes_of(folder: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Survey:
-    """A survey with a catalogue and a night that is not in it yet."""
+    """A small survey with a catalogue and a night that is not in it yet."""
     survey = Survey(tmp_path_factory.mktemp("small"), objects=16, nights=16)
     ingest(survey.nights[:-1], survey.archive)
     survey.build("catalogue")
@@ -129,58 +124,11 @@ def test_updates_are_a_classification_of_everything(tmp_path: Path) -> None:
     assert_same(survey.catalogue, survey.build("end"))
     assert [entry["release"] for entry in list_releases(survey.catalogue)["releases"]] == [1, 2, 3, 4, 5]
     assert_same(f"{survey.catalogue}@3", str(survey.folder / "late"))
+    (Path(survey.catalogue) / ".catalog.json.of-a-killed-writer.tmp").touch()
     removed = remove_releases(survey.catalogue, keep=1)
+    assert not [name for name in bytes_of(survey.catalogue) if name.endswith(".tmp")]
     assert removed["releases_removed"] == [1, 2, 3, 4]
     assert_same(survey.catalogue, str(survey.folder / "end"))
-
-
-#: Every step of an update, by a file that it writes.
-STEPS = (
-    "objects/", "commits/shard-00001", "rows/part-", "index/siblings-", "releases/00001", "releases/00002",
-    "catalog.json",
-)  # fmt: skip
-KILLED = """
-import os, signal, sys
-from applecider_batch.engine.update import update
-from applecider_batch.storage import Store
-
-archive, catalogue, models, known, step = sys.argv[1:]
-
-def dying(method):
-    def call(self, name, *rest):
-        if step in f"{self.url}/{name}":
-            folder = os.path.dirname(f"{self.url}/{name}")
-            os.makedirs(folder, exist_ok=True)
-            open(f"{folder}/.half.tmp", "wb").write(b"half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return method(self, name, *rest)
-    return call
-
-Store.open_output, Store.create_only = dying(Store.open_output), dying(Store.create_only)
-update(archive, catalogue, models, known=[known], objects_per_shard=7, progress=False)
-"""
-
-
-def test_an_update_killed_in_every_step_goes_on_to_the_same_bytes(small: Survey, tmp_path: Path) -> None:
-    killed, undisturbed = str(tmp_path / "killed"), str(tmp_path / "undisturbed")
-    for copy in (killed, undisturbed):
-        shutil.copytree(small.catalogue, copy)
-    old = read_table(killed)
-    for step in STEPS:
-        words = [small.archive, killed, small.models, small.known, step]
-        done = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, check=False)
-        assert done.returncode == -signal.SIGKILL, step
-        assert read_table(killed).equals(old), step
-    assert small.update(killed)["changed"]
-    small.update(undisturbed)
-    mine, wanted = bytes_of(killed), bytes_of(undisturbed)
-    assert {name for name in mine if not name.startswith("runs/") and ".tmp" not in name} == {
-        name for name in wanted if not name.startswith("runs/")
-    }
-    assert all(mine[name] == wanted[name] for name in wanted if not name.startswith("runs/"))
-    assert_same(killed, small.build("everything"))
-    remove_releases(killed, keep=2)
-    assert not [name for name in bytes_of(killed) if ".tmp" in name]
 
 
 def test_what_does_not_go_into_one_release_is_refused(
