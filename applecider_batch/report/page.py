@@ -97,7 +97,7 @@ def write_report(
         "class_counts": _class_counts(info),
         "patterns": _patterns(info),
         "sky": sky_map_svg(selection.sky_in_scope, selection.sky_rest),
-        "run": _run_statistics(store),
+        "run": _run_statistics(store, info),
         "truth": None if known is None else _truth(compare(store, info, reference, known)),
         "classes": CLASSES,
         "cards": cards,
@@ -238,9 +238,9 @@ def _patterns(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _run_statistics(store: Store) -> list[tuple[str, str]]:
-    """What the run's own record says ; nothing where the catalogue has none."""
-    if not store.exists(RUN_FILE):
+def _run_statistics(store: Store, info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run's own record says; nothing where the catalogue has none, or is of several runs."""
+    if "release" in info or not store.exists(RUN_FILE):
         return []
     run = store.read_json(RUN_FILE)
     pairs = [
