@@ -15,6 +15,7 @@ from applecider_batch.cli.output import (
     StorageOption,
     answer,
     parse_storage_options,
+    say,
 )
 from applecider_batch.cli.runs import ArchiveOption, ModelsOption, ShardObjectsOption
 from applecider_batch.errors import EXIT_SET_ASIDE
@@ -63,6 +64,8 @@ def update(
         storage_options=parse_storage_options(storage_option),
     )
     release = result["release"]
+    if not result["changed"]:
+        say(f"The archive holds nothing that release {release} of the catalogue does not have.")
     following = f"applecider-batch catalog diff {catalog}@{release - 1} {catalog}" if release > 1 else None
     answer(result, format, next_command=following)
     if result["objects_in_error"]:

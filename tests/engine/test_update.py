@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import polars as pl
 import pytest
 
@@ -13,6 +15,7 @@ from applecider_batch.archive.compact import compact
 from applecider_batch.archive.gc import gc
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.catalog.build import build_catalog
+from applecider_batch.catalog.content import BOOKKEEPING
 from applecider_batch.catalog.known import read_known
 from applecider_batch.catalog.read import read_table
 from applecider_batch.catalog.release_upkeep import fold, list_releases
@@ -147,3 +150,22 @@ def test_what_does_not_go_into_one_release_is_refused(
     with pytest.raises(UserError, match=r"the version of applecider-batch \(.* in the release, now 99.0\)"):
         small.update()
     assert bytes_of(small.catalogue) == before
+
+
+def test_an_update_on_an_object_store(
+    small: Survey, tmp_path: Path, s3_url: str, s3_options: dict[str, Any]
+) -> None:
+    fs = fsspec.filesystem("s3", **s3_options)
+    for name in ("archive", "catalogue"):
+        fs.put(str(small.folder / name), f"{s3_url}/{name}", recursive=True)
+    local = str(tmp_path / "catalogue")
+    shutil.copytree(small.catalogue, local)
+    small.update(local)
+    done = update(
+        f"{s3_url}/archive", f"{s3_url}/catalogue", small.models, known=[small.known], progress=False,
+        storage_options=s3_options,
+    )  # fmt: skip
+    assert done["changed"]
+    remote = read_table(f"{s3_url}/catalogue", storage_options=s3_options)
+    assert remote.drop_columns(list(BOOKKEEPING)).equals(read_table(local).drop_columns(list(BOOKKEEPING)))
+    assert list_releases(f"{s3_url}/catalogue", storage_options=s3_options)["newest"] == 2
