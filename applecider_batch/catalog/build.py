@@ -21,7 +21,7 @@ from applecider_batch.catalog.parts import PartTask, part_name, part_tasks, writ
 from applecider_batch.catalog.run_folder import RunFolder, Shard
 from applecider_batch.catalog.siblings import Siblings
 from applecider_batch.catalog.side import CROSSMATCHES, SIDE_TABLES
-from applecider_batch.catalog.store import CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE
+from applecider_batch.catalog.store import CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE, release_file
 from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
@@ -150,7 +150,11 @@ def build_catalog(
     return info
 
 
-def refuse_missing(run: RunFolder, allow_partial: bool) -> None:
+def refuse_missing(
+    run: RunFolder,
+    allow_partial: bool,
+    hint: str = "Run classify again to finish it, or give --allow-partial.",
+) -> None:
     if run.missing and not allow_partial:
         shown = ", ".join(str(shard_id) for shard_id in run.missing[:10]) + (
             ", …" if len(run.missing) > 10 else ""
@@ -159,7 +163,7 @@ def refuse_missing(run: RunFolder, allow_partial: bool) -> None:
         raise UserError(
             f"The run '{run.store.url}' is not complete: {len(run.missing)} of {len(run.shards)} shards are "
             f"missing{given_up}: {shown}.",
-            hint="Run classify again to finish it, or give --allow-partial.",
+            hint=hint,
         )
     if not run.commits and run.shards:
         raise UserError(f"The run '{run.store.url}' has no committed shard.", hint="Run classify first.")
@@ -168,9 +172,9 @@ def refuse_missing(run: RunFolder, allow_partial: bool) -> None:
 def _refuse_foreign(out: Store, run: RunFolder) -> None:
     if out.exists(CATALOG_FILE):
         there = out.read_json(CATALOG_FILE)
-        if "release" in there:
+        if "release" in there or out.exists(release_file(2)):  # the second: an update was killed at its end
             raise UserError(
-                f"'{out.url}' holds release {there['release']} of a catalogue, made by updates.",
+                f"'{out.url}' holds release {there.get('release', 2)} of a catalogue, made by updates.",
                 hint="Choose another folder, or go on with: applecider-batch update",
             )
         if there.get("format") != FORMAT or there.get("run_id") != run.run_id:
