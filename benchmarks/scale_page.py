@@ -90,9 +90,9 @@ def _planned(results: Mapping[str, Any], kind: str) -> str:
     first, again = found["first"], found["again"]
     return (
         f"`plan` of {again['shards']:,} shards ({again['objects']:,} objects): {again['seconds']:.2f} s "
-        f"({again['cpu_seconds']:.2f} s of CPU), under 3 s asked for; the first time on a snapshot, when the "
-        f"table of its objects is derived, {first['seconds']:.2f} s ({first['cpu_seconds']:.2f} s of CPU). "
-        + _load(found)
+        f"({again['cpu_seconds']:.2f} s of CPU; at most 3 s asked for), and the first time on a snapshot, "
+        f"when the table of its objects is derived, {first['seconds']:.2f} s "
+        f"({first['cpu_seconds']:.2f} s of CPU). " + _load(found)
     )
 
 
@@ -105,7 +105,7 @@ def _resumed(results: Mapping[str, Any], kind: str) -> str:
         f"Resume with Ray after {found['done_again']} of {found['shards']} commits were removed: "
         f"{found['total_seconds']:.1f} s in all, of which `ray.init` (timed alone) "
         f"{found['ray_init_seconds']:.1f} s and the shards {found['shard_seconds']:.1f} s: {beyond:.1f} s "
-        "beyond these, within 5 s asked for. Ray and the actors were ready after "
+        "beyond these (at most 5 s asked for). Ray and the actors were ready after "
         f"{found['ray_and_actors_seconds']:.1f} s. " + _load(found)
     )
 

@@ -30,7 +30,7 @@ TEMPLATE = """\
 # Days after the first alert at which objects are classified: --horizons
 # horizons = "3,10,30,full"
 
-# Lists of known transients and of other sources: --known (catalog build)
+# Lists of known transients and of other sources: --known (catalog build, update, catalog fold)
 # known = ["tns_public_objects.csv.zip", "agn=milliquas.parquet"]
 
 # Options of the storage, as KEY=VALUE: --storage-option
