@@ -29,7 +29,8 @@ def run_job(arguments: list[str]) -> int:
 def submit(
     context: typer.Context,
     verb: Annotated[
-        str, typer.Argument(metavar="VERB", help="ingest, compact, classify, 'catalog build' or train.")
+        str,
+        typer.Argument(metavar="VERB", help="ingest, compact, classify, 'catalog build', update or train."),
     ],
     address: Annotated[
         str, typer.Option("--address", metavar="URL", help="Ray's job server, e.g. http://127.0.0.1:8265.")

@@ -29,14 +29,14 @@ from applecider_batch.errors import ClusterError, UsageError
 from applecider_batch.logs import get_logger
 from applecider_batch.schema import jobs_folder, schemas_folder
 
-VERBS: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "train")
+VERBS: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "update", "train")
 FOLDER_VARIABLE = "APPLECIDER_BATCH_JOB_FOLDER"
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
 # Verbs that hand their work to other processes of the cluster. Training computes where it runs and is given a
 # node that has a CPU (a head without workload has none).
-SPREADING: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build")
+SPREADING: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "update")
 
 _log = get_logger(__name__)
 

@@ -197,6 +197,7 @@ def test_what_is_shipped_runs_by_itself(tmp_path: Path) -> None:
         "compact": ["archive", "compact"],
         "classify": ["classify"],
         "catalog-build": ["catalog", "build"],
+        "update": ["update"],
         "train": ["train", "spectra"],
     }
 

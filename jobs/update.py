@@ -1,0 +1,10 @@
+"""Ray job: ``update`` with the options of the command of that name, on the cluster that runs the job."""
+
+from __future__ import annotations
+
+import sys
+
+from applecider_batch.cli.jobs import run_job
+
+if __name__ == "__main__":
+    sys.exit(run_job(["update", *sys.argv[1:], "--executor", "ray", "--address", "auto"]))
