@@ -29,7 +29,9 @@ class NumberType(StrEnum):
 
 
 ArchiveOption = Annotated[str, typer.Option("--archive", metavar="URL", help="The archive to read.")]
-ModelsOption = Annotated[str, typer.Option("--models", metavar="SET", help="The model set: a folder.")]
+ModelsOption = Annotated[
+    str, typer.Option("--models", metavar="SET", help="The model set: a folder, or the packaged 'compact'.")
+]
 HorizonsOption = Annotated[
     str,
     typer.Option(
