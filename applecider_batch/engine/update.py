@@ -107,12 +107,6 @@ def update(
         plan, run, executor=executor, address=address, workers=workers,
         retry_quarantined=retry_quarantined, progress=progress,
     )  # fmt: skip
-    if done["shards_quarantined"]:
-        raise UserError(
-            f"{done['shards_quarantined']} of {done['shards']} shards of the changed objects were set aside, "
-            f"so the catalogue stays at release {info.get('release', 1)}.",
-            hint=f"See why with: applecider-batch status {run.url}; then give --retry-quarantined.",
-        )
     classified = time.monotonic()
     new = add_release(store, info, run.url, changed, as_of_jd=snapshot.jd_max, matcher=matcher)
     delta = new["deltas"][-1]
