@@ -150,7 +150,11 @@ def build_catalog(
     return info
 
 
-def refuse_missing(run: RunFolder, allow_partial: bool) -> None:
+def refuse_missing(
+    run: RunFolder,
+    allow_partial: bool,
+    hint: str = "Run classify again to finish it, or give --allow-partial.",
+) -> None:
     if run.missing and not allow_partial:
         shown = ", ".join(str(shard_id) for shard_id in run.missing[:10]) + (
             ", …" if len(run.missing) > 10 else ""
@@ -159,7 +163,7 @@ def refuse_missing(run: RunFolder, allow_partial: bool) -> None:
         raise UserError(
             f"The run '{run.store.url}' is not complete: {len(run.missing)} of {len(run.shards)} shards are "
             f"missing{given_up}: {shown}.",
-            hint="Run classify again to finish it, or give --allow-partial.",
+            hint=hint,
         )
     if not run.commits and run.shards:
         raise UserError(f"The run '{run.store.url}' has no committed shard.", hint="Run classify first.")

@@ -141,7 +141,7 @@ def add_release(
         If the run is not complete, a file is damaged, or another process made this release meanwhile.
     """
     run = RunFolder(run_url, store.storage_options)
-    refuse_missing(run, False)
+    refuse_missing(run, False, "Run the same update again with --retry-quarantined.")
     change = _Change(store, info, run, replaced, matcher)
     build = json_digest(
         [build_name(run, matcher), info["content_sha256"], digest128(replaced.tobytes()), as_of_jd]

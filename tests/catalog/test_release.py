@@ -145,8 +145,9 @@ def test_what_cannot_be_updated_is_refused(tmp_path: Path) -> None:
     hashes, rows, end = sky.night(1)
     store, info, _ = open_newest(url)
     part = write_run_of(tmp_path / "part", rows, 2, commit={0})
-    with pytest.raises(UserError, match="is not complete"):
+    with pytest.raises(UserError, match="is not complete") as refused:
         add_release(store, with_index(store, info), str(part), hashes, as_of_jd=end, matcher=None)
+    assert "--retry-quarantined" in str(refused.value.hint)
 
 
 def test_a_catalogue_with_an_update_killed_at_its_end_is_not_built_anew(tmp_path: Path) -> None:
