@@ -40,12 +40,12 @@ class Sky:
             for name, number, (dra, dde) in zip(names, clump, places, strict=True)
         }
         rows = make_rows(names, seed=night, positions=positions)
-        chances = pa.array(self.rng.integers(1, 31, rows.num_rows) / 31.0, pa.float32())
+        chances = pa.array(self.rng.integers(1, 31, rows.num_rows) ** 2 / 1000.0, pa.float32())
         scored = pc.equal(rows.column("gate"), "in_scope")
         given: dict[str, Any] = {
             "anomaly_pvalue": pc.if_else(scored, chances, pa.scalar(None, pa.float32())),
             "anomaly_flag": pc.if_else(scored, _flags(chances), pa.scalar(None, pa.int8())),
-            "anomaly_n_ref": pc.if_else(scored, pa.scalar(30, pa.int32()), pa.scalar(None, pa.int32())),
+            "anomaly_n_ref": pc.if_else(scored, pa.scalar(999, pa.int32()), pa.scalar(None, pa.int32())),
         }
         for name, values in given.items():
             at = rows.schema.get_field_index(name)
@@ -97,18 +97,21 @@ def test_a_release_of_deltas_is_a_catalogue_built_at_once(tmp_path: Path, seed: 
     sky = Sky(seed)
     url = str(tmp_path / "catalogue")
     build_catalog(str(write_run_of(tmp_path / "run", sky.rows)), url, rows_per_part=50)
-    grouped = 0
+    grouped = tested = 0
     for night in (1, 2):
         oracle = sky.update(tmp_path, url, night)
         assert_same(url, oracle)
-        grouped += open_catalog(oracle)[1]["siblings"]["objects"]
+        said = open_catalog(oracle)[1]
+        grouped += said["siblings"]["objects"]
+        tested += sum(horizon["smallest_q"] is not None for horizon in said["anomaly_tests"].values())
         sql = (
-            "SELECT horizon_days, sibling_group, COUNT(*) AS n, SUM(anomaly_qvalue) AS q FROM catalogue "
+            "SELECT horizon_days, sibling_group, COUNT(*) AS n, MIN(anomaly_qvalue) AS q FROM catalogue "
             "GROUP BY horizon_days, sibling_group ORDER BY horizon_days, sibling_group"
         )
         asked = [query_catalog(catalogue, sql)["table"] for catalogue in (url, oracle)]
         assert asked[0] == asked[1]
     assert grouped
+    assert tested
     assert fold(url)["changed"]
     assert not fold(url)["changed"]
     assert_same(url, oracle)
