@@ -82,9 +82,8 @@ def fold(
             index.update(table)
             yield table
 
-    build = json_digest(["fold", info["content_sha256"], info.get("release", 1), matcher and matcher.digest])[
-        :12
-    ]
+    lists = None if matcher is None else matcher.digest
+    build = json_digest(["fold", info["content_sha256"], info.get("release", 1), lists])[:12]
     parts = write_parts(store, tables(), "rows", load_table("catalogue").arrow, build, rows_per_part)
     if checked.hexdigest() != info["content_sha256"]:
         raise UserError(
