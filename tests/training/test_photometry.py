@@ -143,6 +143,7 @@ def test_the_network_with_summary_numbers_is_trained_resumed_and_used(
         patch.setattr(_Loop, "_save", save_twice)
         with pytest.raises(AssertionError):
             train("killed")
+    capsys.readouterr()
     resumed = train("killed")
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
