@@ -238,7 +238,7 @@ def test_list_shows_good_and_broken_sets(small: Path) -> None:
     (broken / "model_set.toml").write_text("format = 3")
     (small.parent / "no set").mkdir()
     listed = {item["name"]: item for item in list_model_sets(small.parent)}
-    assert set(listed) == {"untrained-paper-seed3", "broken"}
+    assert set(listed) == {"compact", "untrained-paper-seed3", "broken"}
     assert listed["untrained-paper-seed3"]["trained"] is False
     assert "this version reads" in listed["broken"]["error"]
 
