@@ -28,6 +28,7 @@ from applecider_batch.spread import Spread
 from applecider_batch.storage import Store
 
 _PREFIX = "applecider-batch-spill-"
+_UNLOCKED = "applecider-batch-new-"
 _FILE = "sorted-blocks"
 _BLOCK_BYTES = 256 << 10
 _PIECES = 8  # a stretch is thought of as pieces of an eighth of a range
@@ -185,9 +186,11 @@ class Spill(_File):
         _remove_stale(Path(folder) if folder else Path(tempfile.gettempdir()))
         super().__init__(key)
         self._memory = memory_bytes
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
-        self._file: IO[bytes] = open(self._folder / _FILE, "w+b")  # noqa: SIM115  closed by close()
+        made = Path(tempfile.mkdtemp(prefix=_UNLOCKED, dir=folder))
+        self._file: IO[bytes] = open(made / _FILE, "w+b")  # noqa: SIM115  closed by close()
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Only now by the name that others look for: unlocked it would be taken for a dead process's.
+        self._folder = made.rename(made.with_name(_PREFIX + made.name.removeprefix(_UNLOCKED)))
         self._buffers: dict[str, list[pa.Table]] = {}
         self._buffered = 0
         self._end = 0

@@ -112,6 +112,8 @@ def _unpacked(blocks: pa.BinaryArray) -> pa.Array:
     sizes = np.array([size for size, _ in heads], np.int64)
     if sizes.max(initial=0) > _MOST_BYTES:
         raise ValueError("a block of stamps claims to be larger than stamps are")
+    if (sizes % _PIXEL).any():
+        raise ValueError("a block of stamps claims to end within a pixel")
     ends = np.concatenate([[0], np.cumsum(sizes)])
     values = np.empty(int(ends[-1]) // _PIXEL, np.uint32)
     planes = np.empty(_AT_ONCE * int(sizes.max(initial=0)), np.uint8)

@@ -4,11 +4,13 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from applecider_batch.archive import spill as spill_module
 from applecider_batch.archive.spill import Spill, cut_ranges, hash_slice
 from applecider_batch.digest import HASH64_END
 
@@ -87,3 +89,23 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
         living.add("a", _table(np.array([1], np.uint64)))
         living.flush()
         assert living.read("a", 0, HASH64_END).num_rows == 1
+
+
+def test_one_that_is_being_made_is_not_taken_for_a_dead_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = spill_module.fcntl.flock
+
+    def after_another_has_looked(file: Any, how: int) -> None:
+        monkeypatch.setattr(spill_module.fcntl, "flock", lock)
+        spill_module._remove_stale(tmp_path)
+        lock(file, how)
+
+    monkeypatch.setattr(spill_module.fcntl, "flock", after_another_has_looked)
+    with Spill(1, tmp_path) as made:
+        assert len(list(tmp_path.glob("*/*"))) == 1
+        spill_module._remove_stale(tmp_path)
+        made.add("a", _table(np.array([1], np.uint64)))
+        made.flush()
+        assert len(list(tmp_path.glob("*/*"))) == 1
+    assert not list(tmp_path.iterdir())
