@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -106,9 +107,9 @@ class _File(Sorted):
             if stop > start:
                 yield batch.slice(start, stop - start)
 
+    @abstractmethod
     def _fetch(self, places: list[tuple[int, int]]) -> Iterator[bytes]:
         """The bytes at each (offset, length)."""
-        raise NotImplementedError
 
 
 class Published(_File):

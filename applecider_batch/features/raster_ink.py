@@ -12,8 +12,8 @@ A curve goes through matplotlib's steps, so that its picture is the same within 
    at each of its ends, whatever its length, and two cumulative sums over a column give its pixels.
 
 Numba compiles this on the first call (seconds) and keeps the result beside this file, or in the user's cache
-where that folder cannot be written, or not at all. Only the four basic operations and square roots are used
-on pixels' values, which give the same result on every processor.
+where that folder cannot be written, or not at all. Joins' angles come from polynomials of our own and pixels'
+values from the four basic operations and square roots, which are the same on every processor.
 """
 
 from __future__ import annotations
