@@ -110,8 +110,8 @@ def build_environment(source: Source, ra: float, dec: float, rng: np.random.Gene
                 parts_h.append(np.zeros(knots, bool))
                 total += knots
     if source.star_mag is not None and source.star_mag[2] < 22.4:
-        parts_e.append(rng.normal(0.0, 0.22, 1))
-        parts_n.append(rng.normal(0.0, 0.22, 1))
+        parts_e.append(rng.normal(0.0, 0.12, 1))
+        parts_n.append(rng.normal(0.0, 0.12, 1))
         parts_m.append(np.array([_four(source.star_mag)]))
         faint = source.star_mag[2] > 20.8
         parts_s.append(

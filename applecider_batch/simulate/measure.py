@@ -106,6 +106,8 @@ def _quality(source: Source, snr: FloatArray, rng: np.random.Generator) -> Colum
         elong = 1.0 + np.abs(rng.normal(0.0, 0.08, n)) + rng.exponential(0.035, n)
         nbad = (rng.random(n) < 0.01).astype(int)
         classtar = 1.0 - np.minimum(rng.exponential(0.03, n), 0.5)
+        # SExtractor gives most isolated point sources nearly the same value.
+        classtar = np.where(rng.random(n) < 0.4, rng.normal(0.983, 0.001, n), classtar)
         chi = np.exp(rng.normal(0.35, 0.4, n)) * (1.0 + (snr / 30.0) ** 1.5)
     else:
         rb = rng.beta(2.2, 4.0, n)
@@ -172,9 +174,9 @@ def detection_columns(
     if nearest >= 0:
         distance = np.hypot(environment.east[nearest] - d_east, environment.north[nearest] - d_north)
         mag = environment.mag[nearest, v.fid[index] - 1]
-        extended = bool(environment.is_host[nearest] and environment.score[nearest] < 0.5)
-        if extended:  # a PSF's magnitude misses what lies outside of it
-            mag = mag + 1.2
+        extended = bool(environment.score[nearest] < 0.5 and environment.mag[nearest, 1] < 21.5)
+        if environment.is_host[nearest]:  # a PSF's magnitude misses what lies outside of it
+            mag = mag + 2.5 * np.log10(1.0 + (source.host_radius_arcsec / 1.5) ** 2)
         ranr = environment.ra + environment.east[nearest] / 3600.0 / np.cos(np.radians(environment.dec))
         decnr = environment.dec + environment.north[nearest] / 3600.0
     else:  # the catalogue of the reference image always holds some faint peak nearby
@@ -209,7 +211,7 @@ def detection_columns(
             3,
         ).tolist(),
         chinr=np.round(
-            np.exp(rng.normal(1.2 if extended else -0.25, 0.75 if extended else 0.5, n)), 3
+            np.exp(rng.normal(1.4 if extended else -0.25, 0.65 if extended else 0.5, n)), 3
         ).tolist(),
         sharpnr=np.round(
             rng.normal(0.33 if extended else 0.0, 0.2 if extended else 0.03, n) - 0.3 * faint * rng.random(n),

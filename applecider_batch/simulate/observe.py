@@ -98,7 +98,7 @@ def observe(
         keep = np.zeros(n, bool)
         keep[source.only_visits] = True
         true_dn = np.where(keep, true_dn, 0.0)
-    limit = visits.limit + rng.normal(0.0, 0.05)
+    limit = visits.limit + rng.normal(0.0, 0.15)  # references differ in depth
     limit_sigma = 10.0 ** (0.4 * (visits.zero_point - limit)) / 5.0
     light = np.zeros(n)
     under = environment.distance < 2.0
@@ -125,7 +125,7 @@ def observe(
     forced_sigma = sigma * FORCED_NOISE
     forced = true_dn + forced_sigma * rng.normal(size=n)
     years_before = visits.jd[0] - SURVEY_START_JD
-    earlier = int(years_before * rng.uniform(0.2, 1.7))
+    earlier = int(years_before * rng.uniform(0.05, 1.7))
     detections = int(rng.binomial(earlier, source.past_detection_rate)) if source.past_detection_rate else 0
     first = float(np.round(SURVEY_START_JD + rng.exponential(120.0), 7)) if detections else None
     return Observations(

@@ -17,7 +17,11 @@ MIX: dict[str, float] = {
     "CV": 0.07, "AGN": 0.075, "TDE": 0.03, "RR Lyrae": 0.06, "eclipsing binary": 0.06,
     "long-period variable": 0.05, "irregular variable": 0.04, "asteroid": 0.27, "artefact": 0.14,
 }  # fmt: skip
-GALACTIC = {"CV", "RR Lyrae", "eclipsing binary", "long-period variable", "irregular variable"}
+# Share in fields near the Galactic plane; 0.1 of all other kinds. Faint CV are near, so less in the plane.
+GALACTIC = {
+    "CV": 0.35, "RR Lyrae": 0.7, "eclipsing binary": 0.7, "long-period variable": 0.7,
+    "irregular variable": 0.7,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def make_plan(n_objects: int, fields: list[Field], rng: np.random.Generator) -> 
     slots: list[Slot] = []
     first_asteroid = kinds.index("asteroid") if "asteroid" in kinds else 0
     for index, kind in enumerate(kinds):
-        galactic = rng.random() < (0.7 if kind in GALACTIC else 0.1)
+        galactic = rng.random() < GALACTIC.get(kind, 0.1)
         pool = near if galactic else far
         place = (pool[int(rng.integers(0, len(pool)))], int(rng.integers(0, 64)))
         xy = rng.uniform(60.0, CHANNEL_X - 60.0), rng.uniform(60.0, CHANNEL_Y - 60.0)

@@ -64,9 +64,23 @@ def villar(
     return np.asarray(on * np.maximum(before * after, tail))
 
 
+def seen_abs_mag(rng: np.random.Generator, mean: float, sigma: float) -> float:
+    """Absolute magnitude of an event of a given apparent magnitude, from that of events in a given volume.
+
+    The brighter ones are seen farther, in a volume that grows by 10^(0.6 M): a Gaussian moves by
+    ``0.6 ln(10) sigma^2`` (Malmquist 1922).
+    """
+    return float(rng.normal(mean - 0.6 * np.log(10.0) * sigma**2, sigma))
+
+
+# Mean and scatter of a host's r magnitude: old ones of SN I and TDE, star-forming ones down to dwarfs of
+# SN II (masses of Schulze et al. 2021, arXiv:2008.05988, at about one solar mass per luminosity).
+_HOST_ABS = {"SN I": (-20.3, 1.3), "TDE": (-20.2, 1.3), "SN II": (-19.3, 1.5)}
+
+
 def _host(source: Source, rng: np.random.Generator, modulus: float, nuclear: bool) -> None:
     redshift = max(source.redshift or 0.0, 0.003)
-    r_abs = rng.normal(-20.2, 1.3)
+    r_abs = rng.normal(*_HOST_ABS[source.class5 or "SN II"])
     color = rng.normal(0.6, 0.12) + redshift
     r = modulus + r_abs
     source.host_mag = {1: r + color, 2: r, 3: r - 0.32}
@@ -77,9 +91,10 @@ def _host(source: Source, rng: np.random.Generator, modulus: float, nuclear: boo
     source.host_sersic = float(rng.choice([1.0, 1.0, 1.5, 2.5, 4.0]))
     if nuclear:
         source.host_offset_arcsec = float(rng.rayleigh(0.09))
-    else:  # light-weighted: an exponential disc's radius is Gamma(2) distributed
+    else:  # as the light: a disc's radius is Gamma(2) distributed, SN Ia also follow bulge and halo
+        shape, scale = (1.3, 0.8) if source.class5 == "SN I" else (2.0, 0.45)
         source.host_offset_arcsec = float(
-            min(rng.gamma(2.0, 0.45) * min(source.host_radius_arcsec, 5.0), 20.0)
+            min(rng.gamma(shape, scale) * min(source.host_radius_arcsec, 7.0), 20.0)
         )
 
 
@@ -210,7 +225,7 @@ def sn_iin(rng: np.random.Generator, t_peak: float) -> Source:
 def sn_iip(rng: np.random.Generator, t_peak: float) -> Source:
     """SN IIP: fast rise, plateau and fall (Villar et al. 2019; plateau lengths of Anderson et al. 2014,
     doi:10.1088/0004-637X/786/1/67)."""
-    abs_mag = float(rng.normal(-16.9, 0.8))
+    abs_mag = seen_abs_mag(rng, -16.9, 0.8)
     mag = peak_mag(rng, 15.5, FAINTEST_PEAK)
     redshift = redshift_of_modulus(mag - abs_mag)
     rise = float(rng.uniform(1.2, 3.0))

@@ -14,9 +14,9 @@ def dwarf_nova(rng: np.random.Generator, start_jd: float, end_jd: float) -> Sour
     Shapes and amplitudes after Warner 1995 (doi:10.1017/CBO9780511586491) and Osaki 1996
     (doi:10.1086/133689): rise in a day, plateau with a slow linear decline, fall in one or two days.
     """
-    quiet_r = float(rng.uniform(18.8, 22.8))
-    amplitude = float(np.clip(rng.normal(2.6 + 0.45 * (quiet_r - 18.8), 0.5), 1.8, 7.0))
-    cycle = float(rng.lognormal(np.log(14.0), 0.6) * 1.6 ** (amplitude - 2.5))
+    quiet_r = float(np.clip(rng.normal(19.1, 1.5), 15.0, 22.8))
+    amplitude = float(np.clip(rng.normal(2.0 + 0.55 * (quiet_r - 19.0), 0.6), 1.0, 7.0))
+    cycle = float(rng.lognormal(np.log(17.0), 0.5) * 1.6 ** max(amplitude - 2.5, 0.0))
     first = float(rng.uniform(start_jd - 4.0, max(end_jd - 8.0, start_jd + 1.0)))
     onsets = [first]
     while onsets[-1] < end_jd + 30:
@@ -66,8 +66,8 @@ def _damped_walk(rng: np.random.Generator, times: FloatArray, tau: float, sigma:
 def agn(rng: np.random.Generator, start_jd: float, end_jd: float) -> Source:
     """Active nucleus as a damped random walk with the amplitudes of MacLeod et al. 2010
     (doi:10.1088/0004-637X/721/2/1014); a fifth of them flare."""
-    mean_r = float(rng.uniform(17.2, 20.4))
-    redshift = float(np.clip(rng.lognormal(np.log(0.35), 0.8), 0.01, 2.5))
+    mean_r = float(rng.uniform(17.8, 21.2))
+    redshift = float(np.clip(rng.lognormal(np.log(0.25), 0.9), 0.01, 2.5))
     tau = float(rng.lognormal(np.log(220.0), 0.5)) * (1.0 + redshift)
     sigma = float(np.clip(rng.lognormal(np.log(0.16), 0.4), 0.06, 0.6))
     gr = float(rng.normal(0.2, 0.1))
@@ -89,11 +89,11 @@ def agn(rng: np.random.Generator, start_jd: float, end_jd: float) -> Source:
 
     source = Source(
         kind="AGN", class5="AGN", gate="in_scope", flux=flux, redshift=redshift, core_mag=mean,
-        past_detection_rate=0.5 * float(rng.random()) ** 2,
+        past_detection_rate=0.5 * float(rng.random()) ** 4,
     )  # fmt: skip
-    host_r = max(mean_r + float(rng.normal(0.6, 0.6)), modulus_of_redshift(redshift) - 23.0)
+    host_r = max(mean_r + float(rng.normal(-0.7, 1.0)), modulus_of_redshift(redshift) - 23.0)
     source.host_mag = {1: host_r + 0.8, 2: host_r, 3: host_r - 0.4}
-    source.host_radius_arcsec = float(np.clip(0.35 / redshift, 0.4, 6.0))
+    source.host_radius_arcsec = float(np.clip(0.45 / redshift, 0.4, 6.0))
     source.host_sersic = float(rng.choice([1.0, 2.5, 4.0]))
     source.host_offset_arcsec = float(rng.rayleigh(0.06))
     return source

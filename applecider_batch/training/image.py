@@ -51,6 +51,7 @@ PRESETS: dict[str, ImagePreset] = {
     "compact": ImagePreset(
         "astrominn_compact",
         TrainerOptions(epochs=40, learning_rate=1e-3, warmup_epochs=2, cosine=True, ema=0.99, patience=15),
+        augmentation=ImageAugmentation(hide=0.1),
     ),
 }
 

@@ -35,6 +35,8 @@ from applecider_batch.training.trainer import Batch, RowBatches
 PREDICT_BATCH = 256
 VALIDATION_DAYS = (10.0, 30.0, 100.0)
 ANGLES = ("ra", "dec")
+#: Age by a history of 30 days, of an object that was seen every few nights before.
+OWN_HISTORY_DAYS = (26.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class ImageAugmentation:
         Mirror and turn by multiples of 90 degrees.
     hide : float
         Share of metadata values that are shown as missing.
+    cut : float
+        Share of packets whose age is shown as their own history of 30 days would say it: an archive of some
+        nights knows no more.
+    sky : bool
+        Give a packet the place (ra, dec) of another one of its batch: places name the training objects, and
+        say nothing else that another survey's would.
     per_object : int
         At most so many packets of an object in an epoch.
     repeat : int
@@ -55,6 +63,8 @@ class ImageAugmentation:
 
     turn: bool = True
     hide: float = 0.02
+    cut: float = 0.5
+    sky: bool = True
     per_object: int = 8
     repeat: int = 4
 
@@ -177,9 +187,16 @@ def image_batch(
     if a.turn:
         images = turned(images, rng.integers(8, size=len(rows)))
     metadata = examples.metadata[rows].copy()
+    columns = {name: i for i, name in enumerate(examples.feature_names)}
+    angles = [columns[name] for name in ANGLES if name in columns]
     hidden = rng.random(metadata.shape) < a.hide
-    hidden[:, [i for i, name in enumerate(examples.feature_names) if name in ANGLES]] = False
+    hidden[:, angles] = False
     metadata[hidden] = examples.missing_value
+    if "age" in columns:
+        shown = np.where(rng.random(len(rows)) < a.cut, rng.uniform(*OWN_HISTORY_DAYS, len(rows)), np.inf)
+        metadata[:, columns["age"]] = np.minimum(metadata[:, columns["age"]], shown)
+    if a.sky:
+        metadata[:, angles] = metadata[rng.permutation(len(rows))][:, angles]
     return {
         "image": images,
         "metadata": card.standardise_metadata(metadata),

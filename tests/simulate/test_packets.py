@@ -200,7 +200,7 @@ def test_science_minus_template_holds_it_too(small: Small) -> None:
     checked = 0
     for packet in small.packets:
         c = packet["candidate"]
-        if packet["cutoutScience"] is None or c["distpsnr1"] < 5 or c["sigmapsf"] > 0.09 or c["rb"] < 0.6:
+        if packet["cutoutScience"] is None or c["distpsnr1"] < 8 or c["sigmapsf"] > 0.09 or c["rb"] < 0.6:
             continue
         science, template = image_of(packet["cutoutScience"]), image_of(packet["cutoutTemplate"])
         if science.shape != (63, 63) or np.isnan(template).any():
