@@ -8,7 +8,7 @@ either, because only those will be compared.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -209,7 +209,7 @@ def fit_anomaly(
         document={
             "fitted_with": fitted_with(model_set),
             "archive": opened.snapshot.logical_digest,
-            "split": asdict(rule),
+            "split": rule.record(),
             "counts": dataset.counts(),
             "trained_on_left_out": left_out,
             "training_known": known,

@@ -11,7 +11,7 @@ the crowd. Types outside the classes (``OTHER``) are anomalies to a network of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,7 @@ def evaluate_anomaly(
     document: dict[str, Any] = {
         "model_set_id": model_set.model_set_id,
         "trained": model_set.trained,
-        "split": asdict(rule),
+        "split": rule.record(),
         "objects": counts,
         "parts": dataset.counts(),
         "network": {"network": preset.network, **preset.config},

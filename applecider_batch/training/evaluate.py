@@ -13,7 +13,6 @@ calibration. Objects that trained a network in use are left out and counted. Fil
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,7 @@ def evaluate_models(
         "trained": opened.model_set.trained,
         "calibrated": calibration.calibrated,
         "part": part,
-        "split": asdict(data.split),
+        "split": data.split.record(),
         "objects": dataset.counts(),
         "left_out": {
             "in_training_set": len(asked) - len(members),

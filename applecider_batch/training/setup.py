@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,7 +113,7 @@ def data_record(
         "archive": archive.snapshot.logical_digest,
         "snapshot": archive.snapshot.id,
         "counts": dict(counts),
-        "split": asdict(rule),
+        "split": rule.record(),
         "split_digest": split_digest,
         "labels_left_out": labels.left_out,
         **more,

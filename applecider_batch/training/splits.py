@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,15 @@ PARTS = ("train", "validation", "test")
 RULES = ("object", "date", "healpix", "hash")
 SIBLING_ARCSEC = 2.0
 FOLDS = 6
+#: Which options a rule uses, beside its name.
+_USED = {
+    "object": ("seed", "validation", "test"),
+    "date": ("validation", "test"),
+    "healpix": ("seed", "validation", "test", "nside"),
+    "hash": ("seed",),
+}
+_HASH_TEST = "int(sha256(name)[8:16], 16) % 4 == 0"
+_HASH_VALIDATION = "of the others, int(sha256(name)[16:24], 16) % 6 == {fold}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,13 @@ class SplitRule:
                 f"The fractions of validation ({self.validation}) and test ({self.test}) must lie between 0"
                 " and 1 and leave something to train on."
             )
+
+    def record(self) -> dict[str, Any]:
+        """The rule as cards and documents state it: its name and what it uses, nothing else; JSON-ready."""
+        used = {"rule": self.rule, **{name: getattr(self, name) for name in _USED[self.rule]}}
+        if self.rule == "hash":
+            used |= {"test": _HASH_TEST, "validation": _HASH_VALIDATION.format(fold=self.seed % FOLDS)}
+        return used
 
 
 def split_parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,3 +79,15 @@ def test_refusals() -> None:
         SplitRule("random")
     with pytest.raises(InternalError, match="two sides"):
         check_no_leak(np.array([0, 1]), np.array([5, 5]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_record_names_what_the_rule_uses_and_nothing_else(rule: str) -> None:
+    """Another value of a recorded option gives other parts; of one that is not recorded, the same."""
+    data = _objects()
+    base = SplitRule(rule, seed=1)
+    for name, other in (("seed", 2), ("validation", 0.4), ("test", 0.4), ("nside", 2)):
+        changed = not (split_parts(base, **data) == split_parts(replace(base, **{name: other}), **data)).all()
+        recorded = base.record() != replace(base, **{name: other}).record()
+        assert changed == recorded, name
+    assert base.record()["rule"] == rule
