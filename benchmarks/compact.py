@@ -48,6 +48,7 @@ TRAININGS: dict[str, tuple[str, ...]] = {
 }
 #: Trained on one kind of data alone, to say what it is worth.
 ALONE = ("simulated", "real")
+SPECTRA_ALONE = "32"  # epochs, as `real_spectra` takes; the set itself goes on from there
 PACKETS = ("archive", "variants", "avro", "fink_parquet")
 HALVED = ("resnet1d", "astrominn_compact")
 
@@ -150,9 +151,13 @@ class Making:
         self.survey()
         self.labels()
         self.networks()
-        alone = {name: str(self.work / f"only-{name}") for name in ALONE} if self.data else {}
-        for name, models in alone.items():
-            self.train("photometry", name, models)
+        alone: dict[str, dict[str, str]] = {}
+        if self.data:
+            sets = {name: str(self.work / f"only-{name}") for name in ALONE}
+            for name, models in sets.items():
+                self.train("photometry", name, models)
+            self.train("spectra", "simulated", sets["simulated"], "--epochs", SPECTRA_ALONE)
+            alone = {"photometry": sets, "spectra": {**sets, "real": self.real_spectra()}}
         write_card(self.work, complete_and_judge(self.work, self.data, alone), SURVEY)
         self.command("models", "verify", self.models)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from applecider_batch.archive.read import Archive
+from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.anomaly_file import FILE, fitted_with, to_bytes
 from applecider_batch.inference.calibration import DEFAULT, FUSED, Calibration
@@ -44,6 +45,7 @@ FOLDS = 4
 STAMPED = "photometry+image"
 ALSO_STAMPED = ("image+spectra", "photometry+image+spectra")
 WHERE = {"device": "cpu", "threads": 1}
+Alone = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Labelled:
         return rows[(simulated == (kind == "simulated")) & ~self.trained_on[rows]]
 
 
-def complete_and_judge(work: Path, data: Path | None, alone: Mapping[str, str]) -> dict[str, Any]:
+def complete_and_judge(work: Path, data: Path | None, alone: Alone) -> dict[str, Any]:
     """Put temperatures and the anomaly reference into the set, and measure it.
 
     Kept in ``WORK/judged.json``, and made again only for another set.
@@ -81,8 +83,8 @@ def complete_and_judge(work: Path, data: Path | None, alone: Mapping[str, str]) 
     Parameters
     ----------
     work, data : Path
-    alone : mapping of str to str
-        Sets with a light-curve network that learned from one kind of data only.
+    alone : mapping of str to mapping of str to str
+        By modality and kind of data: sets with a network that learned from that kind only.
     """
     models = str(work / "compact")
     model_set, file = ModelSet.load(models), work / "judged.json"
@@ -98,8 +100,12 @@ def complete_and_judge(work: Path, data: Path | None, alone: Mapping[str, str]) 
     calibration = Calibration.from_document(temperatures)
     scored = scored_objects(it.dataset, replace(it.outputs, calibration=calibration))
     about = {"fitted_with": fitted_with(model_set), "counts": it.dataset.counts()}
-    reference = fit_reference(scored, seed=0, document=about)
-    model_set = update_files(models, anomaly=(FILE, to_bytes(reference)))
+    try:
+        reference = fit_reference(scored, seed=0, document=about)
+    except UserError as error:  # too few objects: the set is made without, and its card says so
+        document["no_anomaly"] = str(error)
+    else:
+        model_set = update_files(models, anomaly=(FILE, to_bytes(reference)))
     document["model_set_id"] = model_set.model_set_id
     document["bytes"] = sum(p.stat().st_size for p in (work / "compact").iterdir())
     document["check"] = temperatures["check"]
@@ -109,13 +115,15 @@ def complete_and_judge(work: Path, data: Path | None, alone: Mapping[str, str]) 
             what: by_horizon(it.dataset, answers, what, rows, calibration)
             for what in (*answers.logits, FUSED)
         }
-    for name, url in alone.items():
-        own = ask(ModelSet.load(url), it.dataset, it.archive, **WHERE, modalities=("photometry",))
-        rows = it.members("test", "real")
-        found = by_horizon(it.dataset, own, "photometry", rows, Calibration())
-        document[f"only-{name}"] = {"photometry": found}
     if stamps and spectra:
-        document["spectra"] = spectra.judged()
+        for name, url in alone["photometry"].items():
+            own = ask(ModelSet.load(url), it.dataset, it.archive, **WHERE, modalities=("photometry",))
+            rows = it.members("test", "real")
+            found = by_horizon(it.dataset, own, "photometry", rows, Calibration())
+            document[f"only-{name}"] = {"photometry": found}
+        document["spectra"] = {"real": spectra.judged()}
+        for name, url in alone["spectra"].items():
+            document["spectra"][f"only-{name}"] = RealSpectra(it, ModelSet.load(url)).judged()
         document["triplets"] = stamps.judged(temperatures["temperature"]["image"][DEFAULT])
     file.write_text(json.dumps(document, indent=1))
     return document

@@ -80,7 +80,7 @@ def list_models(
     Example: applecider-batch models list .
     """
     from applecider_batch.models import list_networks
-    from applecider_batch.models.model_set import list_model_sets
+    from applecider_batch.models.set_checks import list_model_sets
 
     networks = [{"profile": p, "network": n, "modality": m} for p, n, m in list_networks()]
     sets = list_model_sets(folder) if folder else []
@@ -104,7 +104,7 @@ def verify(folder: SetArgument, format: FormatOption = Format.human) -> None:
 
     Example: applecider-batch models verify MODELS
     """
-    from applecider_batch.models.model_set import verify_model_set
+    from applecider_batch.models.set_checks import verify_model_set
 
     result = verify_model_set(folder)
     answer(result, format)

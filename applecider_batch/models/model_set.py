@@ -2,8 +2,8 @@
 
 ::
 
-    SET/model_set.toml              format, name, profile; per network: files, their SHA-256, whether it is
-    the default SET/<name>.safetensors          weights (never a pickle)
+    SET/model_set.toml              format, name, profile; of each network files, SHA-256, whether in use
+    SET/<name>.safetensors          weights (never a pickle)
     SET/<name>.card.json            the card, see `models.card`
     SET/calibration.json            temperatures; ``calibrated = false`` and 1.0 where none was fitted
     SET/<anomaly reference>         optional
@@ -251,7 +251,7 @@ class ModelSet:
         """
         store = find_set(path, storage_options)
         manifest = read_manifest(store)
-        entries = tuple(_entry(store, item, check_weights) for item in manifest["network"])
+        entries = tuple(read_entry(store, item, check_weights) for item in manifest["network"])
         calibration = checked_bytes(store, manifest["calibration"]["file"], manifest["calibration"]["sha256"])
         anomaly = manifest.get("anomaly")
         for part in (anomaly, manifest.get("gate")):
@@ -287,7 +287,8 @@ def find_set(path: str | Path, storage_options: Mapping[str, Any] | None = None)
     )
 
 
-def _entry(store: Store, item: Mapping[str, Any], check_weights: bool) -> NetworkEntry:
+def read_entry(store: Store, item: Mapping[str, Any], check_weights: bool) -> NetworkEntry:
+    """A network by its item in the manifest; UserError where card, weights or profile do not fit together."""
     document = json.loads(checked_bytes(store, item["card"], item["card_sha256"]))
     card = ModelCard.from_json(document)
     if (card.weights, card.weights_sha256) != (item["weights"], item["weights_sha256"]):
@@ -379,67 +380,3 @@ def init_model_set(
     store = Store(path, storage_options)
     write_untrained(store, profile, seed, name=name, configs=configs or {}, extra=networks)
     return ModelSet.load(path, storage_options=storage_options, check_weights=False)
-
-
-def list_model_sets(
-    folder: str | Path | None = None, storage_options: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Sets directly below a folder, and the packaged ones: a summary each, or the error, sorted by name."""
-    bases = [Store(folder, storage_options)] if folder is not None else []
-    found: list[dict[str, Any]] = []
-    for base in (*bases, Store(PACKAGED)):
-        for rel in base.ls():
-            below = base.join(rel)
-            if not below.exists(MANIFEST):
-                continue
-            try:
-                loaded = ModelSet.load(below.url, storage_options=storage_options, check_weights=False)
-            except UserError as error:
-                found.append({"name": rel, "url": below.url, "error": str(error)})
-                continue
-            kept = ("name", "url", "profile", "digest", "trained", "calibrated")
-            networks = {m: [e.name for e in es] for m, es in sorted(loaded.networks.items())}
-            found.append({k: v for k, v in loaded.summary().items() if k in kept} | {"networks": networks})
-    return found
-
-
-def verify_model_set(path: str | Path, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Check every digest and card of a set, and build every network.
-
-    Returns
-    -------
-    dict
-        ``name``, ``url``, ``digest``, ``verified`` bool, ``problems`` (a sentence each) and ``parameters``
-        (network -> number).
-
-    Raises
-    ------
-    UserError
-        If there is no set, or its manifest cannot be read.
-    """
-    store = find_set(path, storage_options)
-    manifest = read_manifest(store)
-    problems: list[str] = []
-    parameters: dict[str, int] = {}
-    for item in manifest["network"]:
-        try:
-            entry = _entry(store, item, check_weights=False)
-            entry.training_ids()
-            network = entry.build()
-            parameters[item["name"]] = sum(p.numel() for p in network.parameters())
-        except UserError as error:
-            problems.append(str(error))
-    for part in ("calibration", "anomaly", "gate"):
-        try:
-            if part in manifest:
-                checked_bytes(store, manifest[part]["file"], manifest[part]["sha256"])
-        except UserError as error:
-            problems.append(str(error))
-    return {
-        "name": manifest["name"],
-        "url": store.url,
-        "digest": json_digest(manifest),
-        "verified": not problems,
-        "problems": problems,
-        "parameters": parameters,
-    }

@@ -11,7 +11,8 @@ import torch
 
 from applecider_batch.errors import UserError
 from applecider_batch.models.importing import import_checkpoint
-from applecider_batch.models.model_set import ModelSet, init_model_set, update_files, verify_model_set
+from applecider_batch.models.model_set import ModelSet, init_model_set, update_files
+from applecider_batch.models.set_checks import verify_model_set
 from tests.models.checkpoints import (
     CARD,
     FIVE,

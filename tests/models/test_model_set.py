@@ -18,13 +18,8 @@ import torch
 from applecider_batch.errors import UserError
 from applecider_batch.models import model_set
 from applecider_batch.models.card import ModelCard, Statistics, class_map_of
-from applecider_batch.models.model_set import (
-    ModelSet,
-    init_model_set,
-    list_model_sets,
-    update_files,
-    verify_model_set,
-)
+from applecider_batch.models.model_set import ModelSet, init_model_set, update_files
+from applecider_batch.models.set_checks import list_model_sets, verify_model_set
 from applecider_batch.models.use import use_network
 from applecider_batch.taxonomy import CLASSES
 

@@ -10,7 +10,8 @@ import torch
 
 from applecider_batch.errors import UserError
 from applecider_batch.models.manifest import PACKAGED
-from applecider_batch.models.model_set import ModelSet, update_files, verify_model_set
+from applecider_batch.models.model_set import ModelSet, update_files
+from applecider_batch.models.set_checks import verify_model_set
 from applecider_batch.models.use import copy_set, use_network
 from applecider_batch.training.splits import development_part
 

@@ -21,7 +21,8 @@ from applecider_batch.inference.predictor import Predictor
 from applecider_batch.inference.shard import LocalPort, infer
 from applecider_batch.models import build_network
 from applecider_batch.models.importing import import_checkpoint
-from applecider_batch.models.model_set import ModelSet, init_model_set, verify_model_set
+from applecider_batch.models.model_set import ModelSet, init_model_set
+from applecider_batch.models.set_checks import verify_model_set
 from applecider_batch.models.use import use_network
 from applecider_batch.taxonomy import CLASS_KEYS
 from tests.engine.conftest import SMALL

@@ -17,7 +17,8 @@ from applecider_batch.features.prepared import ImageInputs
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
-from applecider_batch.models.model_set import ModelSet, verify_model_set
+from applecider_batch.models.model_set import ModelSet
+from applecider_batch.models.set_checks import verify_model_set
 from applecider_batch.schema import load_answers
 from applecider_batch.storage import Store
 from applecider_batch.training import image, stamp_cache

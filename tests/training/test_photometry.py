@@ -16,7 +16,8 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.curve_summary import SUMMARY_NAMES
 from applecider_batch.inference.batches import pad_sequences
 from applecider_batch.inference.predictor import Predictor
-from applecider_batch.models.model_set import ModelSet, verify_model_set
+from applecider_batch.models.model_set import ModelSet
+from applecider_batch.models.set_checks import verify_model_set
 from applecider_batch.schema import load_answers
 from applecider_batch.training.calibrate import fit_temperature
 from applecider_batch.training.labels import label_table, read_labels
