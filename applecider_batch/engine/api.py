@@ -234,7 +234,7 @@ def drive(
     """Work through a plan in a run folder (the parameters and the answer are those of :func:`classify`)."""
     from applecider_batch.engine.driver import Driver
     from applecider_batch.engine.run_folder import RunFolder
-    from applecider_batch.engine.shard_task import TaskSpec
+    from applecider_batch.engine.task_spec import TaskSpec
 
     spec = TaskSpec(plan, store, dict(store.storage_options))
     if executor == "serial":

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from applecider_batch.digest import hash64_one
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.run_folder import RunFolder
-from applecider_batch.engine.shard_task import Rooms, ShardTask, TaskSpec, real_rooms
+from applecider_batch.engine.shard_task import ShardTask
+from applecider_batch.engine.task_spec import Rooms, TaskSpec, real_rooms
 from applecider_batch.errors import UsageError, UserError
 from applecider_batch.features.prepared import CurveSummary, PhotometryInputs, SpectraInputs
 from applecider_batch.inference.fusion import MODALITIES

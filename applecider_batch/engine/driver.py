@@ -25,7 +25,7 @@ from applecider_batch.engine.outcome import Outcome
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.session import Session, summarise
-from applecider_batch.engine.shard_task import TaskSpec
+from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import AppleciderError, InternalError
 from applecider_batch.logs import Progress, get_logger
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Plan, Shard
-from applecider_batch.engine.shard_task import TaskSpec, parquet_bytes
+from applecider_batch.engine.shard_task import parquet_bytes
+from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
@@ -107,6 +108,9 @@ def calibrate(plan: Plan, archive: Any, storage_options: Mapping[str, Any]) -> C
         steps.update(found[number].metrics["seconds"])
     first = sum(found[0].metrics["seconds"].values()) - steps.total() / len(timed)
     overlapped = bytes_of(archive, pieces)
+    waited = steps["infer"]
+    if plan.identity["device_type"] == "cuda":  # it computes while the pieces go on: not all is waited for
+        waited = sum(sum(found[number].metrics["busy"].values()) for number in timed)
     before = sum(of[list(timed)].sum() for name, of in overlapped.items() if name != "stamps")
     objects = max(sum(found[number].record["objects"] for number in timed), 1)
     fixed = len(parquet_bytes(load_table("catalogue").empty()))
@@ -115,7 +119,7 @@ def calibrate(plan: Plan, archive: Any, storage_options: Mapping[str, Any]) -> C
         start_seconds=opened + max(first, 0.0),
         read_seconds_per_byte=steps["read"] / max(before, 1.0),
         own_seconds_per_object=(steps.total() - steps["read"] - steps["infer"]) / objects,
-        network_seconds_per_object=steps["infer"] / objects,
+        network_seconds_per_object=waited / objects,
         bytes_read_ratio=sum(outcome.metrics["bytes_read"] for outcome in found)
         / max(sum(of.sum() for of in overlapped.values()), 1.0),
         row_bytes=max(sum(o.metrics["bytes_written"] - fixed for o in found) / rows, 0.0),

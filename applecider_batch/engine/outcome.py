@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from applecider_batch.archive.snapshot import ArchiveError
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.plan import Shard
-from applecider_batch.engine.shard_task import ShardTask
+from applecider_batch.engine.shard_task import Ready, ShardTask
 from applecider_batch.errors import AppleciderError, StorageError
 from applecider_batch.inference.shard import Port
 
@@ -61,7 +61,13 @@ class Outcome:
     by_object: bool = False
 
 
-def attempt_shard(task: ShardTask, shard: Shard, attempt: Attempt, ports: Mapping[str, Port]) -> Outcome:
+def attempt_shard(
+    task: ShardTask,
+    shard: Shard,
+    attempt: Attempt,
+    ports: Mapping[str, Port],
+    ready: Callable[[], Ready] | None = None,
+) -> Outcome:
     """One attempt at a shard; every ordinary exception becomes an outcome that can cross processes.
 
     Parameters
@@ -70,9 +76,11 @@ def attempt_shard(task: ShardTask, shard: Shard, attempt: Attempt, ports: Mappin
     shard : Shard
     attempt : Attempt
     ports : mapping of modality -> Port
+    ready : callable, optional
+        See :meth:`ShardTask.run`.
     """
     try:
-        done = task.run(shard, attempt, ports)
+        done = task.run(shard, attempt, ports, ready)
     except Stopped:
         return Outcome(shard, "interrupted")
     except ModelLost as error:

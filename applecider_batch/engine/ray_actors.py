@@ -7,7 +7,8 @@ from typing import Any
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.outcome import ModelLost, Outcome, attempt_shard
 from applecider_batch.engine.plan import Shard
-from applecider_batch.engine.shard_task import ShardTask, TaskSpec
+from applecider_batch.engine.shard_task import ShardTask
+from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.engine.timing import computed
 from applecider_batch.inference.batches import Batch
 

@@ -20,7 +20,7 @@ from applecider_batch.engine.outcome import Outcome, is_by_object
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.ray_actors import ModelActor, ShardWorker
 from applecider_batch.engine.ray_cluster import WORKER, Connection, Node, Pool, check_fit, plan_pools
-from applecider_batch.engine.shard_task import TaskSpec
+from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import AppleciderError, ClusterError, UsageError
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.logs import get_logger

@@ -6,11 +6,12 @@ time.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from applecider_batch.archive.snapshot import ArchiveError
 from applecider_batch.catalog.side import side_table
 from applecider_batch.digest import hash64_one, table_digest
 from applecider_batch.engine.isolate import Attempt
-from applecider_batch.engine.plan import Plan, Shard
+from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.region import select_region
 from applecider_batch.engine.run_folder import RunFolder
-from applecider_batch.engine.selection import read_selection
+from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.engine.timing import Clock, TimedPort
 from applecider_batch.errors import UserError
 from applecider_batch.features.cuts import own_presets
@@ -35,125 +36,23 @@ from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.shard import Port, ShardOutputs, StampCutouts, infer
-from applecider_batch.storage import Store
 
 
 @dataclass(frozen=True)
-class Rooms:
-    """The lower floors as a shard task calls them; :func:`real_rooms` are the package's own.
+class Ready:
+    """A shard whose networks can begin.
 
     Attributes
     ----------
-    open_archive : callable, (url, storage_options, snapshot) -> Archive
-    load_models : callable, (models, storage_options) -> ModelSet
-    prepare : callable, (shard data, horizons, profile name, jd_max, modalities, judges, set_aside)
-        -> Prepared
-    cutouts : callable, (stamps table, profile name) -> float32 (n, C, S, S)
-    cutout_shape : callable, (profile name) -> (C, S, S)
-    assemble : callable, (prepared, outputs, identity) -> catalogue rows
+    prepared : features.inputs.Prepared
+    seconds : dict of str -> float
+        Spent by step.
+    bytes_read : int
     """
 
-    open_archive: Callable[..., Any]
-    load_models: Callable[..., Any]
-    prepare: Callable[..., Any]
-    cutouts: Callable[..., np.ndarray]
-    cutout_shape: Callable[..., tuple[int, int, int]]
-    assemble: Callable[..., pa.Table]
-
-
-def _prepare(
-    data: Any,
-    horizons: Any,
-    profile: str,
-    jd_max: float,
-    modalities: set[str],
-    judges: Any,
-    set_aside: Mapping[str, tuple[str, str]],
-) -> Any:
-    from applecider_batch.features.inputs import prepare_shard
-    from applecider_batch.features.profiles import get_profile
-
-    return prepare_shard(
-        data,
-        list(horizons),
-        get_profile(profile),
-        snapshot_jd_max=jd_max,
-        modalities=modalities,
-        judges=judges,
-        set_aside=set_aside,
-    )
-
-
-def _cutouts(stamps: pa.Table, profile: str) -> np.ndarray:
-    from applecider_batch.features.cutouts import make_cutouts
-    from applecider_batch.features.profiles import get_profile
-
-    return make_cutouts(stamps, get_profile(profile))
-
-
-def _cutout_shape(profile: str) -> tuple[int, int, int]:
-    from applecider_batch.features.profiles import get_profile
-
-    found = get_profile(profile)
-    return found.image_channels, found.image_size, found.image_size
-
-
-def _open_archive(url: str, storage_options: Mapping[str, Any] | None, snapshot: int | None) -> Any:
-    from applecider_batch.archive.read import Archive
-
-    return Archive.open(url, storage_options, snapshot)
-
-
-def _load_models(models: str, storage_options: Mapping[str, Any] | None) -> Any:
-    from applecider_batch.models.model_set import ModelSet
-
-    return ModelSet.load(models, storage_options=storage_options, check_weights=False)
-
-
-def real_rooms() -> Rooms:
-    """The package's own lower floors."""
-    from applecider_batch.catalog.rows import assemble_rows
-
-    return Rooms(_open_archive, _load_models, _prepare, _cutouts, _cutout_shape, assemble_rows)
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """All that a process needs to work on shards of a run; small, and sent to every worker once."""
-
-    plan: Plan
-    run: Store
-    storage_options: dict[str, Any] = field(default_factory=dict)
-    rooms: Rooms = field(default_factory=real_rooms)
-
-    def load_models(self) -> Any:
-        """The run's model set."""
-        return self.rooms.load_models(self.plan.models, self.storage_options or None)
-
-    def archive(self) -> Any:
-        """The run's archive, at the plan's snapshot; only the plan's objects where it names some.
-
-        Where 'archive gc' has removed that snapshot after a compaction, a later one has the same contents.
-        """
-        plan = self.plan
-        options = self.storage_options or None
-        try:
-            opened = self.rooms.open_archive(plan.archive_url, options, plan.snapshot_id)
-        except ArchiveError:
-            opened = self.rooms.open_archive(plan.archive_url, options, None)
-            if opened.snapshot.logical_digest != plan.identity["snapshot"]:
-                raise
-        return opened if plan.objects is None else opened.only(read_selection(self.run, plan.objects))
-
-    def object_names(self, shard: Shard) -> list[str]:
-        """objectIds of a shard, from the archive's names alone."""
-        archive = self.archive()
-        names: list[str] = archive.object_names(shard.hash_lo, shard.hash_hi)
-        return names
-
-    def without_shards(self) -> TaskSpec:
-        """The same without the list of shards, which may be long and comes shard by shard."""
-        return replace(self, plan=replace(self.plan, shards=()))
+    prepared: Any
+    seconds: dict[str, float]
+    bytes_read: int
 
 
 class ShardTask:
@@ -176,6 +75,8 @@ class ShardTask:
         self._rooms = spec.rooms
         identity = spec.plan.identity
         self._archive = spec.archive()
+        # Each counts its own bytes: a shard's tables may be read while another's stamps are.
+        self._tables = copy.copy(self._archive)
         self.model_set = spec.load_models()
         for what, found, planned in (
             ("archive", self._archive.snapshot.logical_digest, identity["snapshot"]),
@@ -198,7 +99,24 @@ class ShardTask:
         """Modalities for which the model set has a network."""
         return list(self._modalities)
 
-    def run(self, shard: Shard, attempt: Attempt, ports: Mapping[str, Port]) -> dict[str, Any]:
+    def make_ready(self, shard: Shard, attempt: Attempt) -> Ready:
+        """Read and prepare a shard; another thread than that of :meth:`run` may do it."""
+        clock = Clock()
+        read_before = self._tables.bytes_read
+        set_aside = _of_shard(shard, attempt)
+        data = self.read(shard, set_aside)
+        clock.lap("read")
+        prepared = self.prepare(data, self.plan.horizons, set_aside)
+        clock.lap("prepare")
+        return Ready(prepared, clock.seconds, self._tables.bytes_read - read_before)
+
+    def run(
+        self,
+        shard: Shard,
+        attempt: Attempt,
+        ports: Mapping[str, Port],
+        ready: Callable[[], Ready] | None = None,
+    ) -> dict[str, Any]:
         """Do the shard and commit it, or only try it.
 
         Parameters
@@ -206,6 +124,8 @@ class ShardTask:
         shard : Shard
         attempt : Attempt
         ports : mapping of modality -> Port
+        ready : callable, optional
+            What :meth:`make_ready` gave for the same arguments, or its exception.
 
         Returns
         -------
@@ -216,9 +136,10 @@ class ShardTask:
             ``peak_memory_bytes`` of the process.
         """
         try:
-            return self._run(shard, attempt, ports)
+            return self._run(shard, attempt, ports, ready)
         except ArchiveError:
-            if not self._archive_moved():
+            # What was made ready ahead may be from before the archive moved.
+            if not self._archive_moved() and ready is None:
                 raise
             return self._run(shard, attempt, ports)
 
@@ -227,23 +148,21 @@ class ShardTask:
         opened = self._spec.archive()
         moved: bool = opened.snapshot.id != self._archive.snapshot.id
         if moved:
-            self._archive = opened
+            self._archive, self._tables = opened, copy.copy(opened)
         return moved
 
-    def _run(self, shard: Shard, attempt: Attempt, ports: Mapping[str, Port]) -> dict[str, Any]:
-        clock = Clock()
+    def _run(
+        self,
+        shard: Shard,
+        attempt: Attempt,
+        ports: Mapping[str, Port],
+        ready: Callable[[], Ready] | None = None,
+    ) -> dict[str, Any]:
+        made = self.make_ready(shard, attempt) if ready is None else ready()
+        prepared = made.prepared
+        clock = Clock(made.seconds)
         read_before = self._archive.bytes_read
         timed = {name: TimedPort(port, clock) for name, port in ports.items()}
-        set_aside = {
-            name: said
-            for name, said in attempt.set_aside.items()
-            if shard.hash_lo <= hash64_one(name) < shard.hash_hi
-        }
-        data = self.read(shard, set_aside)
-        clock.lap("read")
-        prepared = self.prepare(data, self.plan.horizons, set_aside)
-        del data
-        clock.lap("prepare")
         outputs = self.infer(shard, prepared, timed, clock)
         clock.lap("batches")
         table = self.assemble(shard, prepared, outputs)
@@ -284,7 +203,7 @@ class ShardTask:
             "waited": {name: round(port.waited, 4) for name, port in timed.items()},
             "busy": {name: round(port.busy, 4) for name, port in timed.items()},
             "batches": outputs.batches,
-            "bytes_read": self._archive.bytes_read - read_before,
+            "bytes_read": made.bytes_read + self._archive.bytes_read - read_before,
             "bytes_written": len(content) + sum(entry["bytes"] for entry in side.values()),
             # ru_maxrss is in KiB on Linux.
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -308,7 +227,7 @@ class ShardTask:
 
     def read(self, shard: Shard, set_aside: Iterable[str]) -> Any:
         """The shard's tables, without the objects set aside."""
-        data = self._archive.read_shard(
+        data = self._tables.read_shard(
             shard.hash_lo, shard.hash_hi, without=[hash64_one(name) for name in set_aside]
         )
         return data if self.plan.region is None else select_region(data, self.plan.region)
@@ -372,6 +291,12 @@ class ShardTask:
             "training_ids": self._training_ids,
             "calibrated": self._calibration.calibrated,
         }
+
+
+def _of_shard(shard: Shard, attempt: Attempt) -> dict[str, tuple[str, str]]:
+    """Objects of the shard, or of a part of it, that are not to be touched."""
+    inside = range(shard.hash_lo, shard.hash_hi)
+    return {name: said for name, said in attempt.set_aside.items() if hash64_one(name) in inside}
 
 
 def without_absent(prepared: Any, outputs: ShardOutputs) -> Any:

@@ -119,8 +119,8 @@ def flow(entries: Sequence[Mapping[str, Any]], pools: Mapping[str, int]) -> dict
     -------
     dict
         ``waiting_for_networks`` (share of the workers' time), ``network_busy`` (modality -> share of the time
-        of its actors, from the first shard's begin to the last one's end) and ``bottleneck`` (a sentence).
-        None without shards.
+        of its actors, from the first shard's begin to the last one's end; up to 2 under the serial executor,
+        which computes two batches at once) and ``bottleneck`` (a sentence). None without shards.
     """
     spent, waited, busy = Counter[str](), Counter[str](), Counter[str]()
     for entry in entries:

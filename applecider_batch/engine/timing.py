@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from applecider_batch.inference.batches import Batch
@@ -16,10 +16,16 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds by step: those since the last lap, less what was counted apart within it."""
+    """Seconds by step: those since the last lap, less what was counted apart within it.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    Parameters
+    ----------
+    before : mapping of str -> float, optional
+        Seconds that are counted already.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(before or {})
         self._last = time.monotonic()
         self._apart = 0.0
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 from applecider_batch.catalog.rows import assemble_rows
 from applecider_batch.digest import hash64, hash64_one
 from applecider_batch.engine.plan import Plan, cut_shards
-from applecider_batch.engine.shard_task import Rooms, TaskSpec
+from applecider_batch.engine.task_spec import Rooms, TaskSpec
 from applecider_batch.inference.anomaly import fit_scorer
 from applecider_batch.inference.anomaly_file import fitted_with, to_bytes
 from applecider_batch.inference.anomaly_reference import AnomalyReference

@@ -19,7 +19,7 @@ import pytest
 from applecider_batch.cli.main import run as command
 from applecider_batch.engine import api
 from applecider_batch.engine.audit import audit_run
-from applecider_batch.engine.shard_task import Rooms, real_rooms
+from applecider_batch.engine.task_spec import Rooms, real_rooms
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_answers
 from tests.engine.conftest import Inputs

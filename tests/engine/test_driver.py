@@ -303,19 +303,17 @@ class Scripted:
         self.start, self.free, self.close, self.spec = inner.start, inner.free, inner.close, inner.spec
         self.sizes, self.expect = inner.sizes, inner.expect
         self.attempts: list[str] = []
-        self.last: Shard | None = None
 
     def submit(self, shard: Shard, attempt: Attempt) -> None:
         self.attempts.append(attempt.name)
-        self.last = shard
         self.inner.submit(shard, attempt)
 
     def wait(self, seconds: float) -> list[Outcome]:
-        assert self.last is not None
-        planned = self.kinds.get(self.last.name, [])
+        shard = self.inner._queue[0][0]
+        planned = self.kinds.get(shard.name, [])
         if planned:
-            self.inner._queue.clear()
-            return [Outcome(self.last, planned.pop(0), error="scripted", error_type="Scripted")]
+            self.inner._queue.popleft()
+            return [Outcome(shard, planned.pop(0), error="scripted", error_type="Scripted")]
         return self.inner.wait(seconds)
 
 

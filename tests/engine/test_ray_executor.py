@@ -22,7 +22,7 @@ from applecider_batch.engine.driver import Driver, RunInterrupted
 from applecider_batch.engine.ray_cluster import Node
 from applecider_batch.engine.ray_executor import RayExecutor
 from applecider_batch.engine.run_folder import RunFolder
-from applecider_batch.engine.shard_task import TaskSpec
+from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import ClusterError, UsageError
 from applecider_batch.models.model_set import init_model_set
 from applecider_batch.models.use import use_network
