@@ -214,7 +214,8 @@ def look(experiment: Experiment, notes: dict[str, str]) -> list[str]:
             f"({row['prob_top1']:.2f}) | {replay} | {row['n_det']} | {peak} | "
             f"{'–' if real is None else f'{real:.2f}'} | {host} | {kind} | {eligible} |"
         )
-        said.append(f"{row['rank']}. **{row['objectId']}**: {notes.get(row['objectId'], 'not looked at.')}")
+        note = notes.get(row["objectId"], "not looked at.").format(n=row["n_det"])
+        said.append(f"{row['rank']}. **{row['objectId']}**: {note}")
     return [*lines, "", *said]
 
 
