@@ -4,8 +4,9 @@
 
 DATA is the folder of the real data, WORK a folder for archives (what is there is used again). Compared are
 objects of the same class: light curves within 60 d of the first detection, alerts with their metadata, stamps
-and hosts. The distance is that of Kolmogorov and Smirnov, 0 for equal and 1 for disjoint distributions. The
-table goes between the two marks of a page (docs/simulation.md), whose other text is written by hand.
+and hosts. The distance is that of Kolmogorov and Smirnov, 0 for equal and 1 for disjoint distributions. What
+the network of stamps sees is compared in ``benchmarks.realism_inputs``. The tables go between two marks of a
+page (docs/simulation.md), whose other text is written by hand.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from applecider_batch.features.profiles import PAPER_METADATA
 from applecider_batch.simulate import simulate
 from applecider_batch.taxonomy import CLASSES
 from benchmarks.real_images import alert_labels, real_archive
+from benchmarks.realism_inputs import Inputs, network_inputs, section
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -190,6 +192,16 @@ def prepare(data: Path, work: Path, objects: int, nights: int, seed: int) -> tup
     )
 
 
+def inputs(data: Path, work: Path, real: Sample, made: Sample) -> tuple[Inputs, Inputs]:
+    """Both sides as the network of stamps and metadata sees them."""
+    truth = work / "simulated_labels.parquet"
+    made.labels.write_parquet(truth)
+    return (
+        network_inputs(real.archive, alert_labels(data, work), work / "inputs-real", latest=True),
+        network_inputs(made.archive, str(truth), work / "inputs-simulated", latest=False),
+    )
+
+
 def measure(real: Sample, made: Sample) -> dict[str, list[dict[str, Any]]]:
     """All comparisons, by group of objects and kind of numbers."""
     sides = []
@@ -252,13 +264,11 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(found: dict[str, list[dict[str, Any]]], page: Path) -> None:
-    """Put the table between the page's marks, and the figure beside it."""
+def write_page(found: dict[str, list[dict[str, Any]]], tables: str, page: Path) -> None:
+    """Put the tables between the page's marks, and the figure beside it."""
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
-    page.write_text(
-        f"{before}{MARKS[0]}\n{table(found)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8"
-    )
+    page.write_text(f"{before}{MARKS[0]}\n{tables}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
     figure(found, page.with_suffix(".png"))
 
 
@@ -272,10 +282,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
-    found = measure(*prepare(asked.data, asked.work, asked.objects, asked.nights, asked.seed))
-    print(table(found))
+    real, made = prepare(asked.data, asked.work, asked.objects, asked.nights, asked.seed)
+    found = measure(real, made)
+    tables = f"{section(*inputs(asked.data, asked.work, real, made))}\n{table(found)}"
+    print(tables)
     if asked.page:
-        write_page(found, asked.page)
+        write_page(found, tables, asked.page)
 
 
 if __name__ == "__main__":
