@@ -10,7 +10,7 @@ from applecider_batch.features.segments import int_column
 
 STAMPS: tuple[str, ...] = ("Science", "Template", "Difference")
 _MAD_TO_SIGMA = 1.4826
-_ROWS_AT_ONCE = 256  # bounds the memory of the steps between
+_ROWS_AT_ONCE = 32  # half a megabyte of pixels: the steps between stay in the processor's caches
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
@@ -47,7 +47,7 @@ def make_cutouts(stamps: pa.Table, profile: Profile) -> np.ndarray:
             of_shape = np.flatnonzero(whole & (height == h) & (width == w))
             for start in range(0, len(of_shape), _ROWS_AT_ONCE):
                 rows = of_shape[start : start + _ROWS_AT_ONCE]
-                pixels = values[offsets[rows][:, None] + np.arange(h * w)].reshape(len(rows), h, w)
+                pixels = _rows_of(values, offsets[rows], h * w).reshape(len(rows), h, w)
                 out[rows, channel] = prepare_stamps(pixels, profile)
     out[bad] = np.nan
     return out
@@ -58,8 +58,18 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     counts = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     # flatten() leaves out what nulls may hide, so offsets are made from the lengths.
-    values = array.flatten().fill_null(float("nan")).to_numpy(zero_copy_only=False)
-    return values, np.cumsum(counts) - counts, counts
+    pixels = array.flatten()
+    if pixels.null_count:
+        pixels = pixels.fill_null(float("nan"))
+    return pixels.to_numpy(zero_copy_only=False), np.cumsum(counts) - counts, counts
+
+
+def _rows_of(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Stretches of equal length, (n, length): a view of those that lie one after the other, else a copy."""
+    first, n = int(starts[0]), len(starts)
+    if (starts == first + length * np.arange(n)).all():
+        return values[first : first + n * length].reshape(n, length)
+    return values[starts[:, None] + np.arange(length)]
 
 
 def prepare_stamps(pixels: np.ndarray, profile: Profile) -> np.ndarray:
@@ -77,7 +87,8 @@ def prepare_stamps(pixels: np.ndarray, profile: Profile) -> np.ndarray:
     """
     n, size = len(pixels), profile.image_size
     flat = np.ascontiguousarray(pixels.reshape(n, -1), np.float32)
-    flat = _fill(flat, profile)
+    if not np.isfinite(flat).all():
+        flat = _fill(flat, profile)
     source, target = _placement(pixels.shape[1:], profile)
     # Numbers about a stamp come from all of it, the rest of the work is done on what is kept.
     kept = flat.reshape(pixels.shape)[:, source[0], source[1]]
@@ -87,7 +98,7 @@ def prepare_stamps(pixels: np.ndarray, profile: Profile) -> np.ndarray:
 
 
 def _fill(flat: np.ndarray, profile: Profile) -> np.ndarray:
-    if profile.stamp_fill == "keep" or np.isfinite(flat).all():
+    if profile.stamp_fill == "keep":
         return flat
     if profile.stamp_fill == "zero":
         return np.nan_to_num(flat, nan=0.0)  # infinities become the largest float32, as upstream does
@@ -97,15 +108,22 @@ def _fill(flat: np.ndarray, profile: Profile) -> np.ndarray:
 def _row_median(flat: np.ndarray) -> np.ndarray:
     """Median of the finite numbers of each row, 0 where there is none; float32 (n,)."""
     finite = np.isfinite(flat)
+    if finite.all():
+        return _median(flat.copy())
     count = finite.sum(axis=1)
     out = np.zeros(len(flat), np.float32)
     for k in np.unique(count[count > 0]).tolist():
         rows = np.flatnonzero(count == k)
-        values = flat[rows] if k == flat.shape[1] else flat[rows][finite[rows]].reshape(len(rows), k)
-        low, high = (k - 1) // 2, k // 2
-        middle = np.partition(values, sorted({low, high}), axis=1)[:, [low, high]].astype(np.float64)
-        out[rows] = 0.5 * (middle[:, 0] + middle[:, 1])
+        out[rows] = _median(flat[rows][finite[rows]].reshape(len(rows), k))
     return out
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Median of each row of finite numbers, which are brought into another order; float32 (n,)."""
+    low, high = (values.shape[1] - 1) // 2, values.shape[1] // 2
+    values.partition(sorted({low, high}), axis=1)
+    middle = values[:, [low, high]].astype(np.float64)
+    return (0.5 * (middle[:, 0] + middle[:, 1])).astype(np.float32)
 
 
 def _normalise(kept: np.ndarray, flat: np.ndarray, profile: Profile) -> np.ndarray:
@@ -119,10 +137,14 @@ def _normalise(kept: np.ndarray, flat: np.ndarray, profile: Profile) -> np.ndarr
         return kept / np.where(norm == 0, np.float32(1), norm)[:, None, None]
     median = _row_median(flat)
     with np.errstate(over="ignore"):
-        spread = _MAD_TO_SIGMA * _row_median(np.abs(flat - median[:, None])).astype(np.float64)
+        distance = flat - median[:, None]
+        np.abs(distance, out=distance)
+        spread = _MAD_TO_SIGMA * _row_median(distance).astype(np.float64)
         spread = np.where(spread > 0, spread, 1.0).astype(np.float32)
-        scaled = (kept - median[:, None, None]) / spread[:, None, None]
-    return np.arcsinh(np.clip(scaled, -_FLOAT32_MAX, _FLOAT32_MAX))
+        scaled = kept - median[:, None, None]
+        scaled /= spread[:, None, None]
+    np.clip(scaled, -_FLOAT32_MAX, _FLOAT32_MAX, out=scaled)
+    return np.arcsinh(scaled, out=scaled)
 
 
 def _placement(shape: tuple[int, ...], profile: Profile) -> tuple[list[slice], list[slice]]:

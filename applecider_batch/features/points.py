@@ -187,12 +187,11 @@ def load_points(table: pa.Table, objects: pa.Array) -> Points:
     sign = np.sign(int_column(table, "isdiffpos", 0))
     mag, sigma = float_column(table, "magpsf"), float_column(table, "sigmapsf")
     flux, flux_err, usable = _fluxes(table, origin, is_detection, sign, mag, sigma)
-    # The last keys only settle ties between points that agree in everything that identifies them.
-    order = np.lexsort((flux_err, flux, mag, sign, known_candid, pid, candid, origin, fid, jd, known_jd, obj))
     # Points of other surveys (a table's PTF rows, say) were taken through other filters.
     other_survey = text_column(table, "survey").is_valid().to_numpy(zero_copy_only=False)
     keep = np.isfinite(jd) & np.isfinite(known_jd) & (obj >= 0) & (known_jd >= jd) & ~other_survey
-    order = order[keep[order]]
+    ties = (origin, candid, pid, known_candid, sign, mag, flux, flux_err)
+    order = _in_order(np.flatnonzero(keep), (obj, known_jd, jd, fid), ties)
     table_flux = (origin == TABLE) & np.isfinite(float_column(table, "flux_ujy"))
     forced = (origin == FORCED) | table_flux
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -227,6 +226,20 @@ def load_points(table: pa.Table, objects: pa.Array) -> Points:
         "absurd": (detection | forced) & ~usable,
     }
     return Points(**{name: values[order] for name, values in columns.items()})
+
+
+def _in_order(rows: np.ndarray, keys: tuple[np.ndarray, ...], ties: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Rows sorted by ``keys`` (none is NaN), most important first; those that agree in these by ``ties``.
+
+    The last of the ties only settle those between points that agree in everything that identifies them.
+    """
+    order = rows[np.lexsort([key[rows] for key in reversed(keys)])]
+    starts = starts_of(*(key[order] for key in keys))
+    size = np.diff(np.append(starts, len(order)))
+    tied = np.repeat(size > 1, size)
+    some = np.sort(order[tied])
+    order[tied] = some[np.lexsort([key[some] for key in reversed((*keys, *ties))])]
+    return order
 
 
 def _flux_to_mag(flux: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.compiled import compiled
+
 
 def float_column(table: pa.Table, name: str) -> np.ndarray:
     """A numeric column as float64, null and absent as NaN, shape (n,)."""
@@ -128,15 +130,33 @@ def search_in_segments(
     ndarray, int64, shape (m,)
         Position in the whole array, between the segment's start and end.
     """
-    n, m = len(value), len(query)
-    query_first = 0 if side == "left" else 1
-    kind = np.concatenate([np.full(n, 1 - query_first), np.full(m, query_first)])
-    order = np.lexsort((kind, np.concatenate([value, query]), np.concatenate([segment, query_segment])))
-    before = np.cumsum(order < n)
-    out = np.empty(m, np.int64)
-    is_query = order >= n
-    out[order[is_query] - n] = before[is_query]
+    out = np.empty(len(query), np.int64)
+    _search(segment, value, query_segment, query, side == "left", out)
     return out
+
+
+@compiled
+def _search(
+    segment: np.ndarray,
+    value: np.ndarray,
+    query_segment: np.ndarray,
+    query: np.ndarray,
+    left: bool,
+    out: np.ndarray,
+) -> None:
+    for i in range(len(query)):
+        own, wanted = query_segment[i], query[i]
+        first, last = 0, len(segment)
+        while first < last:
+            middle = (first + last) // 2
+            here, found = segment[middle], value[middle]
+            # A query that is NaN stands behind all values of its segment.
+            reached = found >= wanted if left else found > wanted
+            if here < own or (here == own and not reached):
+                first = middle + 1
+            else:
+                last = middle
+        out[i] = first
 
 
 def last_true(flags: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ mean; ``redshift_source`` says so. Upstream's two forms differ through the profi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,13 +172,20 @@ def preprocess_spectrum(
         wavelength = wavelength / (1.0 + redshift)
     if len(wavelength) < _MIN_POINTS:
         return None
-    order = np.argsort(wavelength, kind="stable")
-    wavelength, flux = wavelength[order], flux[order]
-    low, high, n = profile.spectrum_grid
-    grid = np.linspace(low, high, n)
+    if (wavelength[1:] < wavelength[:-1]).any():
+        order = np.argsort(wavelength, kind="stable")
+        wavelength, flux = wavelength[order], flux[order]
+    grid = _grid(*profile.spectrum_grid)
     if profile.spectrum_outside == "zero":
         return _zscore(wavelength, flux, grid)
     return _mad(_extrapolated(wavelength, flux, grid), guarded=profile.spectrum_norm == "mad")
+
+
+@functools.cache
+def _grid(low: float, high: float, n: int) -> np.ndarray:
+    grid = np.linspace(low, high, n)
+    grid.flags.writeable = False
+    return grid
 
 
 def _zscore(wavelength: np.ndarray, flux: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
@@ -188,14 +196,16 @@ def _zscore(wavelength: np.ndarray, flux: np.ndarray, grid: np.ndarray) -> np.nd
     # In units of the largest value: fluxes of 1e-17 must not meet float32's limits.
     values = np.interp(grid, wavelength, flux / peak, left=0.0, right=0.0)
     valid = values != 0.0
-    if valid.sum() < _MIN_POINTS:
+    kept = values[valid]
+    if len(kept) < _MIN_POINTS:
         return None
-    spread = values[valid].std()
+    kept -= kept.mean()
+    spread = np.sqrt((kept * kept).mean())
     # Equal numbers have a spread of rounding errors only.
     if not spread > 1e-12:
         return None
     out = np.zeros(len(grid), np.float32)
-    out[valid] = (values[valid] - values[valid].mean()) / spread
+    out[valid] = kept / spread
     return out
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from applecider_batch.compiled import compiled
+
 
 def leaf_nodes(
     x: np.ndarray,
@@ -35,16 +37,33 @@ def leaf_nodes(
 
     Returns
     -------
-    ndarray, int, shape (n, n_trees)
+    ndarray, int32, shape (n, n_trees)
     """
-    n, width = x.shape
-    flat = np.ascontiguousarray(x).ravel()
-    start = (np.arange(n) * width)[:, None]
-    node = np.broadcast_to(root, (n, len(root)))
-    for _ in range(depth):
-        goes_left = flat[start + feature[node]] <= threshold[node]
-        node = np.where(goes_left, left[node], right[node])
-    return node
+    out = np.empty((len(x), len(root)), np.int32)
+    _walk(np.ascontiguousarray(x), feature, threshold, left, right, root, depth, out)
+    return out
+
+
+@compiled
+def _walk(
+    x: np.ndarray,
+    feature: np.ndarray,
+    threshold: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    root: np.ndarray,
+    depth: int,
+    out: np.ndarray,
+) -> None:
+    for tree in range(len(root)):  # a tree's nodes stay in the processor's caches
+        for sample in range(len(x)):
+            node = root[tree]
+            for _ in range(depth):
+                before = node
+                node = left[node] if x[sample, feature[node]] <= threshold[node] else right[node]
+                if node == before:
+                    break
+            out[sample, tree] = node
 
 
 def join_trees(
