@@ -159,7 +159,7 @@ def _plain_ingest(night: Path, out: Path) -> int:
 
 def whole_ingest(inputs: Inputs) -> Stage:
     """A tarball to Parquet; the simulated night, because real ones here are small."""
-    nights = sorted((inputs.survey / "alerts").glob("*.tar.gz"), key=lambda path: path.stat().st_size)
+    nights = sorted((inputs.survey() / "alerts").glob("*.tar.gz"), key=lambda path: path.stat().st_size)
     ours_night, reference_night = nights[-8:], nights[len(nights) // 2]
     archive, plain = inputs.work / "ingest-ours", inputs.work / "ingest-reference"
 
@@ -181,7 +181,7 @@ def compaction(inputs: Inputs) -> Stage:
     """All runs of an archive into one; the reference reads, sorts and writes the same tables at once."""
     source = inputs.work / "runs"
     if not source.exists():
-        nights = sorted((inputs.survey / "alerts").glob("*.tar.gz"))
+        nights = sorted((inputs.survey() / "alerts").glob("*.tar.gz"))
         part = inputs.work / "runs.part"  # an interrupted one must not pass for the whole
         shutil.rmtree(part, ignore_errors=True)
         for start in range(0, len(nights), 15):

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from applecider_batch.archive.read import Archive
 from applecider_batch.features.inputs import prepare_shard
 from applecider_batch.features.light_curves import choose_points, event_features, merge_events
-from applecider_batch.features.points import load_points
+from applecider_batch.features.metadata import event_history, packet_metadata
+from applecider_batch.features.points import load_alerts, load_points
 from applecider_batch.features.profiles import get_profile
+from applecider_batch.features.segments import expand_ranges
 from applecider_batch.features.spectra import preprocess_spectrum
 from benchmarks.stages import Stage
 from benchmarks.stages.decoding import EVERYTHING
@@ -25,8 +28,6 @@ _HORIZONS = (3.0, 10.0, 30.0, None)
 
 def light_curves(inputs: Inputs) -> Stage:
     """The 12 h merge and the seven features of every event, of all light curves at once."""
-    import pandas as pd
-
     profile = get_profile("paper")
     shard = Archive.open(inputs.curves).read_shard(*EVERYTHING)
     points = load_points(shard.photometry, pa.array(shard.objects, pa.string()))
@@ -68,8 +69,6 @@ def light_curves(inputs: Inputs) -> Stage:
 
 def _pandas_features(curve: Any, max_events: int) -> np.ndarray:
     """One object with pandas, band by band and group by group, as a script does it."""
-    import pandas as pd
-
     merged = []
     for fid, band in curve.groupby("fid"):
         band = band.sort_values("jd")
@@ -96,6 +95,56 @@ def _pandas_features(curve: Any, max_events: int) -> np.ndarray:
     for band in (1, 2, 3):
         out[f"band{band}"] = (events["fid"] == band).astype(float)
     return out.to_numpy()
+
+
+def metadata(inputs: Inputs) -> Stage:
+    """The paper's numbers of every packet from its candidate and the events known by then."""
+    profile = get_profile("paper")
+    shard = Archive.open(inputs.simulated_archive).read_shard(*EVERYTHING)
+    objects = pa.array(shard.objects, pa.string())
+    alerts, points = load_alerts(shard.alerts, objects), load_points(shard.photometry, objects)
+    ends = [np.searchsorted(points.obj, alerts.obj, side) for side in ("left", "right")]
+    packet, at = expand_ranges(*ends)
+    known = points.known_jd[at] <= alerts.jd[packet]
+    packet, at = choose_points(points, packet[known], at[known], profile)
+    events = merge_events(
+        packet, points.fid[at], points.jd[at], points.flux[at], points.flux_err[at], profile
+    )
+    n, names = len(alerts), profile.metadata_names
+    some = np.arange(0, n, max(1, n // _OBJECTS))[:_OBJECTS]
+    candidates = alerts.table.take(pa.array(some)).to_pandas()
+    frame = pd.DataFrame({"packet": events.sequence, "jd": events.jd, "flux": events.flux})
+    frame = frame[frame["packet"].isin(some)]
+
+    def made() -> np.ndarray:
+        return packet_metadata(alerts, np.arange(n), event_history(events, n, alerts.jd, profile), profile)
+
+    def plain() -> np.ndarray:
+        rows = []
+        for packet, candidate in zip(some, candidates.to_dict("records"), strict=True):
+            own = frame[(frame["packet"] == packet) & (frame["flux"] > 0)].head(profile.max_events)
+            peak = profile.peak_zero_point - 2.5 * np.log10(own["flux"].max())
+            candidate |= {
+                "nnondet": candidate["ncovhist"] - candidate["ndethist"],
+                "age": candidate["jd"] - own["jd"].min(),
+                "peakmag_so_far": peak,
+            }
+            numbers = np.array([candidate[name] for name in names], np.float32)
+            rows.append(np.where(np.isfinite(numbers), numbers, profile.missing_value))
+        return np.array(rows)
+
+    def ours() -> int:
+        made()
+        return n
+
+    def reference() -> int:
+        return len(plain())
+
+    def same() -> None:
+        np.testing.assert_allclose(made()[some], plain(), rtol=1e-6)
+
+    note = f"{n} simulated packets; the loop does {len(some)}"
+    return Stage("metadata", "packets", ours, reference, "columns of Arrow", None, same, notes=[note])
 
 
 def spectra(inputs: Inputs) -> Stage:
@@ -128,4 +177,4 @@ def preparation(inputs: Inputs) -> Stage:
     return Stage("preparation of rows", "rows", ours, None, "NumPy over packets and points", notes=[note])
 
 
-STAGES: tuple[Callable[[Inputs], Stage], ...] = (light_curves, spectra, preparation)
+STAGES: tuple[Callable[[Inputs], Stage], ...] = (light_curves, metadata, spectra, preparation)

@@ -51,30 +51,33 @@ class Inputs:
         mix: dict[str, Any] = json.loads(MIX.read_text())
         return mix
 
-    @cached_property
-    def survey(self) -> Path:
-        """A simulated survey of the mix."""
-        folder = self.work / "survey"
+    def survey(self, times: int = 1) -> Path:
+        """A simulated survey of the mix, or of so many times its objects."""
+        folder = self.work / ("survey" if times == 1 else f"survey-{times}")
         if not folder.exists():
-            wanted = self.mix["simulate"]
+            wanted = self.mix["simulate"] | {"objects": times * self.mix["simulate"]["objects"]}
             options = [f"--{name}={value}" for name, value in wanted.items()]
             command("simulate", str(folder), *options, "-q")
         return folder
 
+    def mixed(self, times: int = 1) -> str:
+        """That survey, ingested."""
+        folder = self.work / ("simulated" if times == 1 else f"simulated-{times}")
+        if not folder.exists():
+            survey = self.survey(times)
+            extra = [word for path in sorted(survey.glob("spectra*")) for word in ("--spectra", str(path))]
+            command("ingest", str(survey / "alerts"), "--archive", str(folder), "-q", *extra)
+        return str(folder)
+
     @cached_property
     def simulated_archive(self) -> str:
-        """That survey, ingested."""
-        folder = self.work / "simulated"
-        if not folder.exists():
-            spectra = sorted(str(path) for path in self.survey.glob("spectra*"))
-            extra = [word for path in spectra for word in ("--spectra", path)]
-            command("ingest", str(self.survey / "alerts"), "--archive", str(folder), "-q", *extra)
-        return str(folder)
+        """The survey of the mix, ingested."""
+        return self.mixed()
 
     @cached_property
     def nights(self) -> list[Path]:
         """Nightly tarballs: real ones, or the simulated survey's."""
-        folder = self.survey / "alerts" if self.data is None else self.data / "alerts" / "archive"
+        folder = self.survey() / "alerts" if self.data is None else self.data / "alerts" / "archive"
         return sorted(folder.glob("*.tar.gz"))
 
     @cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from applecider_batch.features.segments import search_in_segments
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_search_in_a_segment_is_a_search_in_it_alone(seed: int, side: str) -> None:
+def test_a_search_in_a_segment_is_a_search_in_it_alone(seed: int, side: Literal["left", "right"]) -> None:
     rng = np.random.default_rng(seed)
     n, m = rng.integers(0, 60, 2)
     segment = np.sort(rng.integers(0, 8, n))
