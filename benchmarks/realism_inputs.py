@@ -127,7 +127,7 @@ def section(real: Inputs, made: Inputs) -> str:
         folds = StratifiedKFold(5, shuffle=True, random_state=0)
         told = cross_val_predict(forest, values[:, columns], side, cv=folds, method="predict_proba")[:, 1]
         weight = forest.fit(values[:, columns], side).feature_importances_
-        most = ", ".join(real.names[columns[i]] for i in np.argsort(-weight)[:6])
+        most = "; ".join(real.names[columns[i]] for i in np.argsort(-weight)[:6])
         lines.append(f"| {kind} | {roc_auc_score(side, told):.2f} | {most} |")
     lines += ["", "| | distance | real | simulated |", "|---|---|---|---|"]
     rows = []
