@@ -219,6 +219,8 @@ class RayExecutor:
             memory=pool.memory or None,
             max_restarts=0,
             max_task_retries=0,
+            # On a GPU the inputs of a batch travel while another one is computed.
+            max_concurrency=2 if pool.num_gpus and kind != WORKER else 1,
         )
         actor = _Actor(made.remote(*arguments), self._actors_made)
         self._starting[actor.handle.ready.remote()] = (kind, actor)

@@ -36,13 +36,13 @@ def at_once(device: str, threads: int, cores: int) -> int:
     Parameters
     ----------
     device : str
-        On a GPU one: its kernels use all of it.
+        On a GPU two: while one is computed, the other one's inputs travel.
     threads : int
         Of each batch.
     cores : int
         Of this process.
     """
-    return 1 if device != "cpu" else max(1, min(MOST_AT_ONCE, cores // threads))
+    return MOST_AT_ONCE if device != "cpu" else max(1, min(MOST_AT_ONCE, cores // threads))
 
 
 class ThreadPort:

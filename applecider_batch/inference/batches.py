@@ -24,7 +24,8 @@ Batch = dict[str, np.ndarray]
 
 LENGTH_BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 257)
 
-_WHOLE = 16
+WHOLE = 16
+"""A batch is filled up to a multiple of so many items."""
 
 _WIRE: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -56,7 +57,7 @@ def whole_rows(count: int) -> np.ndarray:
     ndarray, int64, shape (m,)
         0 … count-1, count-1, ….
     """
-    return np.minimum(np.arange(-(-count // _WHOLE) * _WHOLE), count - 1)
+    return np.minimum(np.arange(-(-count // WHOLE) * WHOLE), count - 1)
 
 
 def cut(count: int, batch_size: int) -> Iterator[np.ndarray]:

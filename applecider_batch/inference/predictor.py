@@ -5,12 +5,14 @@ A predictor is the same object in the serial executor and inside a model actor; 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from applecider_batch.errors import UserError
-from applecider_batch.inference.batches import Batch, whole_rows
+from applecider_batch.inference.batches import WHOLE, Batch, whole_rows
 from applecider_batch.logs import get_logger
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ class Predictor:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         self.device, self.dtype = torch.device(device), dtype
+        # Where memory is the device's own, what once did not fit will not fit the next time either.
+        self._learns_room = self.device.type == "cuda"
+        self._room: int | None = None
+        self._of_thread = threading.local()
         self.modality: str = entry.modality
         self._card = entry.card
         # Images lie with their channels last, in which CPU kernels take half the time or less.
@@ -68,6 +74,8 @@ class Predictor:
             from applecider_batch.models.fused import fuse_blocks
 
             fuse_blocks(self._module)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the weights are there before another stream reads them
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """Logits and latents of a batch; an item never spoils another one.
@@ -82,9 +90,16 @@ class Predictor:
         dict
             ``logits`` float32 (b, 5), NaN where the network gave no finite answer; ``latent`` float32 (b, D);
             ``energy`` float32 (b,), -logsumexp of the network's own logits; ``degraded`` bool, True if the
-            batch had to be halved for lack of memory.
+            batch had to be halved for lack of memory. On a GPU later batches are cut at once to what fitted.
         """
-        return self._run(batch, filled_up=True)
+        size = len(next(iter(batch.values())))
+        most = size if self._room is None else self._room
+        return _joined(
+            [
+                self._run({name: values[at : at + most] for name, values in batch.items()}, filled_up=True)
+                for at in range(0, size, most)
+            ]
+        )
 
     def _run(self, batch: Batch, *, filled_up: bool) -> dict[str, Any]:
         size = len(next(iter(batch.values())))
@@ -99,20 +114,19 @@ class Predictor:
         # Outside the except block, so that the failed attempt's tensors are free by now.
         _log.warning("A batch of %d items did not fit into memory; it is halved.", size)
         self._free()
+        if self._learns_room:
+            self._room = max(WHOLE, size // 2 // WHOLE * WHOLE)
         cuts = [part for part in (slice(0, size // 2), slice(size // 2, size)) if part.start < part.stop]
         parts = [
             self._run({name: values[part] for name, values in batch.items()}, filled_up=False)
             for part in cuts
         ]
-        joined = {
-            name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "degraded"
-        }
-        return {**joined, "degraded": True}
+        return {**_joined(parts), "degraded": True}
 
     def _forward(self, batch: Batch) -> dict[str, np.ndarray]:
         import torch
 
-        with torch.inference_mode(), self._autocast():
+        with self._stream(), torch.inference_mode(), self._autocast():
             out, latent = self._module.forward_with_latent(*self._inputs(batch))
             energy = -torch.logsumexp(out.float(), dim=1)
         return {
@@ -140,10 +154,23 @@ class Predictor:
         """A copy on the device: torch's own allocation is aligned alike everywhere, shared memory is not."""
         import torch
 
-        tensor = torch.tensor(values, device=self.device)
+        tensor = torch.tensor(values)
+        if self.device.type != "cpu":
+            # From memory that stays in its place the copy goes on while the processor and other streams do.
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor.float() if tensor.is_floating_point() else tensor
+
+    def _stream(self) -> Any:
+        """On a GPU each thread has a stream: the inputs of one's batch travel while another's is computed."""
+        import torch
+
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = torch.cuda.Stream(self.device)
+        return torch.cuda.stream(self._of_thread.stream)
 
     def _autocast(self) -> Any:
         import torch
@@ -156,6 +183,14 @@ class Predictor:
 
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Answers of consecutive items as one."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "degraded"}
+    return {**joined, "degraded": any(part["degraded"] for part in parts)}
 
 
 def _nan_rows(logits: np.ndarray) -> np.ndarray:

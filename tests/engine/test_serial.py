@@ -28,7 +28,7 @@ PATIENCE = 30.0
         ("cpu", 2, 2, 1),
         ("cpu", 4, 2, 1),
         ("cpu", 1, 64, 2),
-        ("cuda", 1, 8, 1),
+        ("cuda", 1, 1, 2),
     ],
 )
 def test_threads_of_batches_do_not_fight_for_cores(

@@ -82,6 +82,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_marked(error: type[Exception]) 
     np.testing.assert_allclose(answer["energy"], -np.log(np.exp(whole["logits"]).sum(1)), rtol=1e-5)
 
 
+def test_a_device_with_memory_of_its_own_is_not_asked_twice_for_too_much() -> None:
+    entry = Entry(room=40, error=torch.OutOfMemoryError)
+    predictor = Predictor(entry)
+    predictor._learns_room = True  # as on a GPU
+    first, second = predictor.run(batch(100)), predictor.run(batch(100))
+    whole = Predictor(Entry()).run(batch(100))
+    assert (first["degraded"], second["degraded"]) == (True, False)
+    # 112, 50, 50 and 25 four times; then at once what fits, filled up to whole rows.
+    assert entry.module.sizes == [25] * 4 + [16] * 7
+    for name in ("logits", "latent", "energy"):
+        np.testing.assert_allclose(second[name], whole[name], rtol=1e-6, atol=1e-6)
+
+
+def test_what_goes_to_a_gpu_is_pinned_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(Entry())
+    predictor.device = torch.device("cuda")
+    done: list[object] = []
+
+    def pin(self: torch.Tensor) -> torch.Tensor:
+        done.append("pinned")
+        return self
+
+    def to(self: torch.Tensor, device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        done.append((device.type, non_blocking))
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    given = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert predictor._tensor(given).tolist() == given.tolist()
+    assert done == ["pinned", ("cuda", True)]
+
+
 def test_a_single_item_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(MemoryError):
         Predictor(Entry(room=0)).run(batch(4))
