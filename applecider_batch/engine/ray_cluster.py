@@ -197,11 +197,14 @@ def _place(
 
 
 def set_environment() -> None:
-    """Settings that Ray reads from the environment; the user's own are left as they are."""
+    """Settings that Ray and its workers read from the environment; the user's own are left as they are."""
     # No network at run time, and no warning that turns into an error under -W error.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # A worker has a core or two. Ray tells so to OpenMP, BLAS and Arrow, and not to Polars, which would start
+    # as many threads in every worker as the machine has cores.
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 
 def _own_token() -> None:

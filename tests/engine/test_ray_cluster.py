@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 
-from applecider_batch.engine.ray_cluster import Connection, Node, Pool, check_fit, plan_pools
+from applecider_batch.engine.ray_cluster import (
+    Connection,
+    Node,
+    Pool,
+    check_fit,
+    plan_pools,
+    set_environment,
+)
 from applecider_batch.errors import ClusterError, UsageError
 
 ALL = ("photometry", "image", "spectra")
@@ -105,3 +113,16 @@ def test_an_unreachable_ray_is_said_at_once(address: str) -> None:
     with pytest.raises(ClusterError, match="cannot be reached") as caught:
         Connection(address.format(port=port)).open()
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "1"), ("4", "4")])
+def test_a_workers_polars_has_one_thread_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
+) -> None:
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DEDUP_LOGS"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("POLARS_MAX_THREADS", own or "")
+    if own is None:
+        monkeypatch.delenv("POLARS_MAX_THREADS")
+    set_environment()
+    assert os.environ["POLARS_MAX_THREADS"] == expected
