@@ -148,7 +148,8 @@ class Store:
                 self._link_new(rel, data)
             else:
                 try:
-                    self.fs.pipe_file(self.path(rel), data, mode="create")
+                    with _room(self, rel):
+                        self.fs.pipe_file(self.path(rel), data, mode="create")
                 except FileExistsError:
                     # A request whose answer got lost is sent again, and then finds its own bytes.
                     if bytes(self.fs.cat_file(self.path(rel))) != data:
@@ -157,7 +158,8 @@ class Store:
 
     def _link_new(self, rel: str, data: bytes) -> None:
         target = Path(self.path(rel))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with _room(self, rel):
+            target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             with open(beside, "xb") as out:
@@ -174,7 +176,8 @@ class Store:
         with _explained(self, rel, "written"):
             if self.is_local:
                 target = Path(self.path(rel))
-                target.parent.mkdir(parents=True, exist_ok=True)
+                with _room(self, rel):
+                    target.parent.mkdir(parents=True, exist_ok=True)
                 beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
                 try:
                     with open(beside, "xb") as out:
@@ -191,7 +194,8 @@ class Store:
                 except BaseException:
                     _abandon(out)
                     raise
-                out.close()
+                with _room(self, rel):
+                    out.close()
                 self.fs.invalidate_cache()
 
     def open_input(self, rel: str) -> Any:
@@ -305,4 +309,40 @@ def _explained(store: Store, rel: str, verb: str) -> Iterator[None]:
             ) from error
         if error.errno == errno.ENOTDIR:
             raise StorageError(f"'{name}' could not be {verb}: part of its path is a file.") from error
+        if error.errno == errno.EISDIR:
+            raise StorageError(
+                f"'{name}' could not be {verb}: it is a folder.", hint="Give the name of a file."
+            ) from error
         raise StorageError(f"'{name}' could not be {verb}: {error}.") from error
+    except Exception as error:
+        hint = _remote_hint(error, store.storage_options)
+        if hint is None:
+            raise
+        raise StorageError(f"'{name}' could not be {verb}: {str(error).rstrip('.')}.", hint=hint) from error
+
+
+@contextlib.contextmanager
+def _room(store: Store, rel: str) -> Iterator[None]:
+    """Where something is put: a place that does not exist is refused."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"'{store.url}/{rel}' could not be written: there is no such bucket or place.",
+            hint="Make the bucket first, or choose another place.",
+        ) from error
+
+
+def _remote_hint(error: Exception, options: Mapping[str, Any]) -> str | None:
+    """What to do about an error of a remote store that is no OSError; None if it is no such error."""
+    text = str(error)
+    if isinstance(error, TypeError) and any(f"'{key}'" in text for key in options):
+        return "The storage has no option of that name; see --storage-option in the help."
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return (
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
+            "a public bucket opens with --storage-option anon=true."
+        )
+    if type(error).__module__.startswith(("botocore", "aiobotocore")) or "Invalid endpoint" in text:
+        return "Check the address and that it answers: --storage-option endpoint_url=http://HOST:PORT"
+    return None

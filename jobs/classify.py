@@ -7,4 +7,4 @@ import sys
 from applecider_batch.cli.jobs import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job(["classify", *sys.argv[1:], "--executor", "ray", "--address", "auto"]))
+    run_job(["classify", *sys.argv[1:], "--executor", "ray", "--address", "auto"])

@@ -7,4 +7,4 @@ import sys
 from applecider_batch.cli.jobs import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job(["train", *sys.argv[1:]]))
+    run_job(["train", *sys.argv[1:]])

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from applecider_batch.errors import StorageError
 from applecider_batch.storage import Store
 
 pytestmark = pytest.mark.s3
@@ -50,3 +51,13 @@ def test_parquet_through_the_store(store: Store) -> None:
         pq.write_table(table, out, row_group_size=100)
     with store.open_input("t.parquet") as file:
         assert pq.ParquetFile(file).read_row_group(3)["x"].to_pylist() == list(range(300, 400))
+
+
+def test_what_is_wrong_with_the_place_is_said(s3_url: str, s3_options: dict[str, Any]) -> None:
+    with pytest.raises(StorageError, match=r"no such bucket.*Make the bucket first"):
+        Store("s3://no-bucket-of-that-name/prefix", s3_options).create_only("one", b"1")
+    with pytest.raises(StorageError, match=r"'colour'.*no option of that name"):
+        Store(f"{s3_url}/other", {**s3_options, "colour": "red"}).read_bytes("one")
+    with pytest.raises(StorageError, match=r"Invalid endpoint.*endpoint_url=http://"):
+        wrong = {**s3_options, "client_kwargs": {"endpoint_url": "localhost:1"}}
+        Store(f"{s3_url}/other", wrong).read_bytes("one")

@@ -61,7 +61,7 @@ class RunFolder:
         except FileNotFoundError:
             raise UserError(
                 f"'{url}' is not a run folder: it has no plan.json.",
-                hint="Make one with `applecider-batch classify`.",
+                hint="Make one with: applecider-batch classify --archive URL --models SET --run URL",
             ) from None
 
     @property

@@ -135,12 +135,13 @@ def ingest(
             f"{result['packets_in']:,} packets in = {result['stored']:,} stored + {result['duplicates']:,} "
             f"duplicates + {result['quarantined']:,} quarantined"
         )
-    answer(
-        result if format is Format.json else _short(result),
-        format,
-        next_command=f"applecider-batch classify --archive {archive} --models compact --run RUN",
-    )
-    if result["quarantined"] or result.get("rejected"):
+    aside = result["quarantined"] + result["rejected"]
+    following = f"applecider-batch classify --archive {archive} --models compact --run RUN"
+    if aside:
+        say(f"{aside:,} packets or rows were set aside; the next command says which and why.")
+        following = f"applecider-batch archive info {archive}"
+    answer(result if format is Format.json else _short(result), format, next_command=following)
+    if aside:
         raise typer.Exit(EXIT_SET_ASIDE)
 
 

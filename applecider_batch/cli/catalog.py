@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from applecider_batch.cli.executors import AddressOption, Executor, ExecutorOption, TasksOption
-from applecider_batch.cli.output import Format, FormatOption, StorageOption, answer, parse_storage_options
+from applecider_batch.cli.output import (
+    Format,
+    FormatOption,
+    StorageOption,
+    answer,
+    parse_storage_options,
+    say,
+)
 from applecider_batch.errors import EXIT_REFUSED, EXIT_SET_ASIDE
 
 catalog_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build and use catalogues.")
@@ -66,7 +73,6 @@ def build(
     """
     from applecider_batch.catalog.build import build_catalog
     from applecider_batch.catalog.crossmatch import MatchOptions
-    from applecider_batch.catalog.funnel import funnel_table
     from applecider_batch.catalog.known import parse_known, read_known
     from applecider_batch.engine.ray_spread import open_spread
 
@@ -82,18 +88,38 @@ def build(
             match=MatchOptions(match_radius, window, late_after),
             spread=spread,
         )
-    if format is not Format.json:
-        result["funnel"] = funnel_table(result["funnel_by_year"])
+    for used in (result["crossmatch"] or {}).get("lists", ()):
+        if used["rejected"] or not used["rows"]:
+            say(
+                f"Warning: of the list '{used['list']}' {used['rows']:,} rows were matched with; "
+                f"{used['rejected']:,} have no position that can be read, in degrees."
+            )
     answer(
-        result,
+        result if format is Format.json else _short(result),
         format,
-        leave_out=("columns", "identity", "parts", "funnel_by_year"),
         next_command=f"applecider-batch candidates find {out} --out candidates.parquet"
         if known
         else f"applecider-batch catalog verify {out}",
     )
     if result.get("partial"):
         raise typer.Exit(EXIT_SET_ASIDE)
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    """For people: what came of the objects, in tables; of shards and rows only what is missing."""
+    from applecider_batch.catalog.funnel import funnel_table
+
+    names = ("run_id", "content_sha256", "as_of_jd", "horizons", "rows", "objects", "episodes", "trained")
+    troubles = (
+        "missing_shards", "quarantined_shards", "degraded_shards", "errors", "rows_in_error",
+        "rows_without_position", "simulated_rows",
+    )  # fmt: skip
+    shown = {name: result[name] for name in names}
+    shown |= {name: result[name] for name in troubles if result[name]}
+    shown |= {name: result[name] for name in ("gates", "known_status")}
+    shown["classes"] = [{"horizon": horizon, **counts} for horizon, counts in result["classes"].items()]
+    shown["cuts"] = [{"preset": preset, **counts} for preset, counts in result["cuts"].items()]
+    return shown | {"funnel": funnel_table(result["funnel_by_year"])}
 
 
 @catalog_app.command("verify")
@@ -236,4 +262,4 @@ def report(
 
     options = parse_storage_options(storage_option)
     result = write_report(catalog, archive, out, candidates=candidates, truth=truth, storage_options=options)
-    answer(result, format)
+    answer(result, format, next_command=f"open {out} in a browser")

@@ -100,6 +100,7 @@ def run_demo(
     from applecider_batch.report.page import write_report
     from applecider_batch.simulate import simulate
 
+    api.check_executor(executor, None, None, None)
     start = time.monotonic()
     _claim(folder, {"objects": objects, "nights": nights, "seed": seed})
     places = {name: folder / name for name in ("survey", "archive", "run", "catalog")}

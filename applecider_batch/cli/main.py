@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -83,7 +86,27 @@ for group in (
 
 def main() -> None:
     """Entry point of the ``applecider-batch`` command."""
-    sys.exit(run(sys.argv[1:]))
+    end_with(lambda: run(sys.argv[1:]))
+
+
+def end_with(call: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code that ``call`` returns, after all else that is done at the exit.
+
+    Python is not taken down: a thread of pyarrow that lets go of a Python object at that time would abort the
+    process (exit code 134 in place of ours).
+    """
+    codes: list[int] = []
+
+    def leave() -> None:
+        if codes:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(codes[0])
+
+    atexit.register(leave)  # the first one registered runs last
+    codes.append(call())
+    sys.exit(codes[0])
 
 
 def run(arguments: list[str]) -> int:

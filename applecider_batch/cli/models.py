@@ -89,13 +89,19 @@ def list_models(
 
 @models_app.command("info")
 def info(folder: SetArgument, format: FormatOption = Format.human) -> None:
-    """What a model set holds: networks, cards, digests.
+    """What a model set holds: networks, what trained them, digests; --format json has the whole cards.
 
     Example: applecider-batch models info MODELS
     """
     from applecider_batch.models.model_set import ModelSet
 
-    answer(ModelSet.load(folder).summary(), format)
+    result = ModelSet.load(folder).summary()
+    if format is Format.human:
+        cards = result["cards"]
+        result["classes"] = {name: card["class_order"] for name, card in cards.items()}
+        result["trained_on"] = {name: card["training_data"] for name, card in cards.items()}
+        result["notes"] = {name: card["notes"] for name, card in cards.items()}
+    answer(result, format, leave_out=("gate", "cards"))
 
 
 @models_app.command("verify")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ KEYS: dict[str, type] = {
 TEMPLATE = """\
 # Defaults for the commands of applecider-batch that are started in this folder.
 # What is given on the command line goes before what is written here. Remove the # of the lines you want.
-# 'submit' and 'applecider-batch' in other folders do not read this file.
+# Commands that are started in other folders do not read this file.
 
 # The archive, a folder or URL: --archive
 # archive = "archive"
@@ -59,7 +60,11 @@ def init(
         raise UserError(f"'{file}' is there already.", hint="Edit it, or remove it first.")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(TEMPLATE, encoding="utf-8")
-    answer({"file": str(file)}, format, next_command=f"edit {file}; then applecider-batch ingest SOURCE...")
+    answer(
+        {"file": str(file)},
+        format,
+        next_command=f"edit {file}; then applecider-batch ingest SOURCE.tar.gz --archive ARCHIVE",
+    )
 
 
 def read_defaults(file: Path) -> dict[str, Any]:
@@ -90,3 +95,19 @@ def default_map(command: Any, defaults: dict[str, Any]) -> dict[str, Any]:
         and p.name in defaults
         and p.multiple == isinstance(defaults[p.name], list)
     }
+
+
+def with_defaults(command: Any, arguments: Sequence[str], defaults: dict[str, Any]) -> list[str]:
+    """Arguments of a command (or of one of a group), and the options of the file that are not among them."""
+    words = list(arguments)
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command, words = command.commands[words[0]], words[1:]
+    own = {} if hasattr(command, "commands") else default_map(command, defaults)
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    added = []
+    for parameter in command.params:
+        value = own.get(parameter.name)
+        if value is not None and not given & set(parameter.opts):
+            for text in value if isinstance(value, list) else [value]:
+                added += [parameter.opts[0], text]
+    return [*arguments, *added]

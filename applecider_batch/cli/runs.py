@@ -185,7 +185,8 @@ def plan(
     answer(
         result,
         format,
-        next_command=f"applecider-batch classify --archive {archive} --models {models} --run RUN",
+        next_command=f"applecider-batch classify --archive {archive} --models {models} --run RUN "
+        f"--horizons {horizons}",
     )
 
 
@@ -273,7 +274,13 @@ def finish(result: dict[str, Any], format: Format, run: str) -> None:
         say(
             "The model set has no anomaly reference, so the rows have no anomaly scores (models fit-anomaly)."
         )
-    answer(result, format, next_command=f"applecider-batch catalog build {run} --out CATALOG")
+    if not result["objects"] and not result["shards_remaining"]:
+        say("Warning: no object was classified; is the archive empty, or the --region elsewhere?")
+    following = f"applecider-batch catalog build {run} --out CATALOG"
+    if result.get("shards_quarantined"):
+        say("Shards were set aside. Mend what 'status' says, then classify again with --retry-quarantined.")
+        following = f"applecider-batch status {run}"
+    answer(result, format, next_command=following)
     if result.get("shards_quarantined") or result.get("objects_in_error"):
         raise typer.Exit(EXIT_SET_ASIDE)
 
@@ -319,4 +326,7 @@ def cancel(
     """
     from applecider_batch.engine import api
 
-    answer(api.cancel(run, storage_options=parse_storage_options(storage_option)), format)
+    result = api.cancel(run, storage_options=parse_storage_options(storage_option))
+    if not result["cancelled"]:
+        say("Nothing to stop: no process works on this run.")
+    answer(result, format)

@@ -32,6 +32,8 @@ from applecider_batch.errors import UserError
 from applecider_batch.storage import Store, json_bytes
 
 PLAN = "plan.json"
+#: What may be in the folder of a run that has no plan yet.
+OWN = ("objects", "lease.json", "cancel.json", "log.txt")
 _DATA_NAME = re.compile(r"^(shard-\d{5,})\.([A-Za-z0-9]+)\.parquet$")
 _FAILURE_NAME = re.compile(r"^(shard-\d{5,})\.(\d+)\.json$")
 
@@ -78,8 +80,15 @@ class RunFolder:
         Raises
         ------
         UserError
-            If the run was made with another plan; it says what differs.
+            If the run was made with another plan; it says what differs. If the folder holds other things.
         """
+        found = self.store.ls()
+        others = [name for name in found if name not in OWN and not name.startswith(".")]
+        if others and PLAN not in found:
+            raise UserError(
+                f"'{self.store.url}' is no run folder: it holds {', '.join(others[:3])} and no {PLAN}.",
+                hint="Give --run a new or empty folder.",
+            )
         try:
             self.store.create_only(PLAN, json_bytes(plan.to_json()))
         except FileExistsError:

@@ -62,6 +62,23 @@ def read_manifest(store: Store) -> dict[str, Any]:
     return manifest
 
 
+def refuse_packaged(url: str | Path) -> None:
+    """UserError for the name or the folder of a set that comes with the package: it is not changed.
+
+    A folder of that name in which a set lies goes before the packaged one, as in reading.
+    """
+    text = str(url)
+    if "://" in text:
+        return
+    named = (PACKAGED / text / MANIFEST).exists() and not Path(text, MANIFEST).exists()
+    if named or PACKAGED in Path(text).resolve().parents:
+        name = Path(text).name
+        raise UserError(
+            f"The model set '{name}' comes with the package and is not changed.",
+            hint=f"Make a copy of your own first: 'applecider-batch models init MODELS --from {name}'.",
+        )
+
+
 def checked_bytes(store: Store, rel: str, expected: str) -> bytes:
     """A file's bytes if they have the expected SHA-256."""
     try:
@@ -97,11 +114,7 @@ def save_set(
     learned gate's bytes, None to keep what is there: it knows nothing of the networks. A set that comes
     with the package is not changed.
     """
-    if store.is_local and PACKAGED in Path(store.path()).resolve().parents:
-        raise UserError(
-            f"The model set '{name}' comes with the package and is not changed.",
-            hint=f"Make a copy of your own first: 'applecider-batch models init MODELS --from {name}'.",
-        )
+    refuse_packaged(store.url)
     kept = read_manifest(store).get("gate") if store.exists(MANIFEST) else None
     if gate is not None:
         store.write_atomic(GATE, gate)

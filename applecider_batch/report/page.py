@@ -83,7 +83,14 @@ def write_report(
     if archive_url is not None:
         from applecider_batch.archive.read import Archive
 
-        add_observations(Archive.open(archive_url, storage_options), selection.candidates)
+        shown = selection.candidates
+        add_observations(Archive.open(archive_url, storage_options), shown)
+        if shown and not any(c.curve or c.stamps or c.spectrum for c in shown):
+            raise UserError(
+                f"The archive '{archive_url}' holds nothing of the {len(shown)} objects of the page; "
+                f"the catalogue '{catalog_url}' was made from another.",
+                hint="Give the archive that 'status RUN' names, or leave --archive out.",
+            )
     simulated = info["simulated_rows"] > 0
     cards = [card(c, simulated, archive_url is not None) for c in selection.candidates]
     context = {

@@ -28,6 +28,7 @@ from applecider_batch.inference.anomaly_reference import (
 from applecider_batch.inference.answers import RowAnswers, answer_rows
 from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.inference.shard import ShardOutputs
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.models.model_set import ModelSet, update_files
 from applecider_batch.training.answers import answers_of, run_networks
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
@@ -192,6 +193,7 @@ def fit_anomaly(
         ``model_set``, ``model_set_digest``, ``anomaly_ref_id``, what it was fitted on, and ``groups``: with
         what the rows of a run can be compared, and which flags can fire there.
     """
+    refuse_packaged(models)
     model_set = ModelSet.load(models)
     if not model_set.defaults:
         raise UserError(f"The model set '{models}' has no network in use.")

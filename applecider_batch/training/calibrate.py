@@ -15,6 +15,7 @@ import numpy as np
 from applecider_batch.errors import UserError
 from applecider_batch.inference.calibration import DEFAULT, FUSED, Calibration, pattern_name
 from applecider_batch.inference.fusion import log_softmax
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.models.model_set import update_files
 from applecider_batch.training.answers import Answers, open_evaluation
 from applecider_batch.training.dataset import HORIZONS, Dataset
@@ -124,6 +125,7 @@ def calibrate(data: LabelledData, part: str = "validation") -> dict[str, Any]:
     """
     if part not in ("validation", "test"):
         raise UserError(f"Calibrate on 'validation' or 'test'; given '{part}'.")
+    refuse_packaged(data.models)
     opened = open_evaluation(data, HORIZONS)
     members = opened.dataset.members(part)
     members = members[~opened.trained_on[members]]

@@ -34,6 +34,7 @@ from applecider_batch.features.gate_model import IN_SCOPE, OUTPUTS, LearnedGate,
 from applecider_batch.features.inputs import prepare_gate
 from applecider_batch.features.prepared import subset
 from applecider_batch.features.trees import join_trees
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.models.model_set import ModelSet, update_files
 from applecider_batch.training.gate_labels import KIND_GATES, counts, interval, read_gate_labels
 from applecider_batch.training.splits import development_part, tie_siblings
@@ -111,6 +112,7 @@ def train_gate(
     UserError
         If a table cannot be used, or fewer than ten objects stand on either side.
     """
+    refuse_packaged(models)
     ModelSet.load(models, storage_options=storage_options, check_weights=False)
     examples = read_examples(sources, storage_options)
     tested = np.array([hold_out and development_part(name) == 2 for name in examples.group], bool)

@@ -14,6 +14,7 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import ModelCard
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import Dataset, load_dataset
 from applecider_batch.training.finish import finish, write_split
@@ -124,6 +125,7 @@ def train_image(request: TrainingRequest, *, max_days: float = MAX_DAYS) -> dict
     UserError
         For options or data that cannot be used.
     """
+    refuse_packaged(request.models)
     chosen = choose_preset(PRESETS, request.preset)
     chosen = replace(chosen, options=request.options(chosen.options))
     store, (opened, table) = Store(request.out), request.open()

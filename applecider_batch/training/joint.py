@@ -14,6 +14,7 @@ from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import Profile, get_profile
 from applecider_batch.models.importing import put_network
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.models.model_set import ModelSet, NetworkEntry
 from applecider_batch.storage import Store
 from applecider_batch.training.dataset import Dataset, load_dataset
@@ -145,6 +146,7 @@ def train_joint(
     UserError
         For options or data that cannot be used.
     """
+    refuse_packaged(result)
     options = request.options(choose_preset(PRESETS, request.preset))
     store, model_set = Store(request.out), ModelSet.load(request.models)
     entries = model_set.defaults

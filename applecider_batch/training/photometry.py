@@ -16,6 +16,7 @@ from applecider_batch.features.curve_summary import CURVE_SUMMARY, SUMMARY_NAMES
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.models import build_network
 from applecider_batch.models.card import PHOTOMETRY_CHANNELS, ModelCard, Statistics
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.storage import Store
 from applecider_batch.training.augment import Augmentation, RaggedCurves
 from applecider_batch.training.dataset import HORIZONS, Dataset, load_dataset
@@ -265,6 +266,7 @@ def train_photometry(
     UserError
         For options or data that cannot be used.
     """
+    refuse_packaged(request.models)
     chosen = preset_of(request.preset, network)
     options = replace(request.options(chosen.options), head_epochs=head_epochs)
     if head_epochs:

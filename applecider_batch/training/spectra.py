@@ -18,6 +18,7 @@ from applecider_batch.errors import UserError
 from applecider_batch.features.profiles import get_profile
 from applecider_batch.inference.fusion import log_softmax
 from applecider_batch.models import build_network
+from applecider_batch.models.manifest import refuse_packaged
 from applecider_batch.models.model_set import ModelSet, NetworkEntry
 from applecider_batch.models.resnet1d import ResNet1d
 from applecider_batch.storage import Store
@@ -293,6 +294,7 @@ def train_spectra(
     UserError
         For options or data that cannot be used.
     """
+    refuse_packaged(request.models)
     if (network, request.preset) not in PRESETS:
         known = ", ".join(f"{n} {p}" for n, p in PRESETS)
         raise UserError(f"There is no preset '{request.preset}' of a network '{network}'; there are {known}.")

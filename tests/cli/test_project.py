@@ -66,3 +66,30 @@ def test_a_wrong_file_is_refused(
     Path(FILE).write_text(text)
     assert run(["models", "list"]) == 4
     assert says in capsys.readouterr().err
+
+
+def test_submit_sends_the_defaults_that_the_verb_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(FILE).write_text(
+        'archive = "mine"\nhorizons = "3,full"\nknown = ["a.csv", "b.csv"]\nprices = "prices.toml"\n'
+    )
+    sent: list[tuple[str, list[str]]] = []
+
+    def submit(verb: str, arguments: list[str], address: str, *, follow: bool) -> dict[str, str]:
+        sent.append((verb, arguments))
+        return {}
+
+    monkeypatch.setattr("applecider_batch.engine.submit.submit", submit)
+    at = ["--address", "http://127.0.0.1:1"]
+    assert run(["submit", "classify", *at, "--run", "RUN", "--horizons=10"]) == 0
+    assert run(["submit", "catalog", "build", "RUN", *at, "--out", "OUT"]) == 0
+    assert run(["submit", "compact", *at, "mine"]) == 0
+    assert run(["submit", "train", "photometry", *at, "--out", "OUT", "--archive", "other"]) == 0
+    assert sent == [
+        ("classify", ["--run", "RUN", "--horizons=10", "--archive", "mine"]),
+        ("catalog-build", ["RUN", "--out", "OUT", "--known", "a.csv", "--known", "b.csv"]),
+        ("compact", ["mine"]),
+        ("train", ["photometry", "--out", "OUT", "--archive", "other"]),
+    ]

@@ -93,3 +93,12 @@ def test_lines_are_kept_over_sessions(tmp_path: Path) -> None:
         lines.flush()
     assert read_lines(store, "log.txt") == ["one", "two"]
     assert read_lines(store, "absent.txt") == []
+
+
+def test_a_folder_of_something_else_is_no_run(tmp_path: Path) -> None:
+    archive = fakes.write_archive(tmp_path / "a.json")
+    other = Store(str(tmp_path / "catalogue"))
+    other.write_json_atomic("catalog.json", {})
+    with pytest.raises(UserError, match=r"holds catalog.json and no plan.json.*new or empty folder"):
+        RunFolder(other).begin(fakes.make_plan(archive))
+    assert other.ls() == ["catalog.json"]
