@@ -91,7 +91,7 @@ def _planned(results: Mapping[str, Any], kind: str) -> str:
     return (
         f"`plan` of {again['shards']:,} shards ({again['objects']:,} objects): {again['seconds']:.2f} s "
         f"({again['cpu_seconds']:.2f} s of CPU; at most 3 s asked for), and the first time on a snapshot, "
-        f"when the table of its objects is derived, {first['seconds']:.2f} s "
+        f"when its objects are counted, {first['seconds']:.2f} s "
         f"({first['cpu_seconds']:.2f} s of CPU). " + _load(found)
     )
 
@@ -116,6 +116,6 @@ def _ray(results: Mapping[str, Any], kind: str) -> str:
         return ""
     serial, ray = (found[name]["objects_per_s_and_core"] for name in ("serial", "ray"))
     return (
-        f"Ray on {found['cores']} cores beside the serial executor on one, start-up aside: {ray:,.0f} and "
+        f"Ray on {found['cores']} cores beside the serial executor held on one, start-up aside: {ray:,.0f} and "
         f"{serial:,.0f} objects/s and core, {ray / serial:.2f} (at least 0.9 asked for). " + _load(found)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from applecider_batch.archive.objects import cache_files
 from applecider_batch.archive.snapshot import MARKER, load_snapshot, open_archive, snapshot_file, snapshot_ids
 from applecider_batch.errors import UsageError
 
@@ -46,7 +47,7 @@ def gc(
     snapshots = [load_snapshot(store, number) for number in kept]
     parts = {part.part_id: part for snapshot in snapshots for part in snapshot.parts}
     named = {MARKER, *(snapshot_file(number) for number in kept)}
-    named |= {f"objects/{snapshot.logical_digest}.parquet" for snapshot in snapshots}
+    named |= {file for snapshot in snapshots for file in cache_files(snapshot)}
     named |= {change.file for snapshot in snapshots for change in snapshot.changes if change.file}
     for part in parts.values():
         named |= {part.index_path, *(part.path(name) for name in part.tables)}

@@ -1,12 +1,14 @@
-"""The objects of a snapshot: one row each with mean position, derived and cached beside the snapshot.
+"""The objects of a snapshot, derived and cached beside it: with mean positions, or only counted.
 
-The cache ``objects/<logical digest>.parquet`` is sorted by ``_healpix_29`` and made when it is first asked
-for; it can be removed at any time, and where the archive is read-only the table is made again each time.
+``objects/<logical digest>.parquet`` has a row for each object, sorted by ``_healpix_29``;
+``objects/<logical digest>.counts.parquet`` only how many alerts each hash has, which is all that planning
+needs and costs a tenth. Either is made when it is first asked for and can be removed at any time; where the
+archive is read-only it is made again each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,7 @@ NO_POSITION = -1
 TABLE_ORIGIN = 3
 _RANGE_BYTES = 128 << 20
 _GROUP_ROWS = 65_536
+_COUNTS = pa.schema([pa.field("hash64", pa.uint64(), False), pa.field("n_alerts", pa.int64(), False)])
 
 
 @dataclass(frozen=True)
@@ -131,28 +134,53 @@ def objects_table(archive: Archive) -> pa.Table:
 
     Objects without any position (from light-curve tables that give none) have ``_healpix_29`` -1.
     """
-    path = _cache_path(archive.snapshot)
+    return _cached(archive, cache_files(archive.snapshot)[0], load_table("objects").arrow, _sorted)
+
+
+def alert_counts(archive: Archive) -> tuple[np.ndarray, np.ndarray]:
+    """How many alerts each object with an alert or a point has.
+
+    Returns
+    -------
+    hash64 : ndarray, uint64, shape (n,)
+        Ascending; two objects of one hash, of which none are known, count as one.
+    n_alerts : ndarray, int64, shape (n,)
+    """
+    table = _cached(archive, cache_files(archive.snapshot)[1], _COUNTS, _counted)
+    return table.column("hash64").to_numpy(), table.column("n_alerts").to_numpy()
+
+
+def cache_files(snapshot: Snapshot) -> list[str]:
+    """Names of what is cached for a snapshot."""
+    return [f"objects/{snapshot.logical_digest}{kind}.parquet" for kind in ("", ".counts")]
+
+
+def _cached(
+    archive: Archive, path: str, schema: pa.Schema, make: Callable[[Archive], Iterator[pa.Table]]
+) -> pa.Table:
     if not archive.store.exists(path):
         try:
-            _write(archive, path)
+            with (
+                archive.store.open_output(path) as sink,
+                pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+            ):
+                for table in make(archive):
+                    writer.write_table(table, row_group_size=_GROUP_ROWS)
         except StorageError:
-            return pa.concat_tables([load_table("objects").empty(), *_sorted(archive)])
+            return pa.concat_tables([schema.empty_table(), *make(archive)])
     with archive.store.open_input(path) as source:
-        return load_table("objects").conform(pq.read_table(source))
+        return pq.read_table(source).cast(schema)
 
 
-def _cache_path(snapshot: Snapshot) -> str:
-    return f"objects/{snapshot.logical_digest}.parquet"
-
-
-def _write(archive: Archive, path: str) -> None:
-    schema = load_table("objects").arrow
-    with (
-        archive.store.open_output(path) as sink,
-        pq.ParquetWriter(sink, schema, compression="zstd") as writer,
-    ):
-        for table in _sorted(archive):
-            writer.write_table(table, row_group_size=_GROUP_ROWS)
+def _counted(archive: Archive) -> Iterator[pa.Table]:
+    for lo, hi in archive.ranges(_RANGE_BYTES, ("alerts", "photometry")):
+        alerts = archive.read_alerts(lo, hi, ["hash64"]).column("hash64").to_numpy()
+        points = archive.read_points(lo, hi, ["hash64"]).column("hash64").to_numpy()
+        # The points of a part are sorted: first of each run, then of the few that are left.
+        runs = points[np.flatnonzero(points[1:] != points[:-1]) + 1]
+        hashes = np.unique(np.concatenate([alerts, points[:1], runs]))
+        first, last = (np.searchsorted(alerts, hashes, side=side) for side in ("left", "right"))
+        yield pa.table([hashes, last - first], schema=_COUNTS)
 
 
 def _sorted(archive: Archive) -> Iterator[pa.Table]:

@@ -317,14 +317,13 @@ def _checked_side(names: Sequence[str]) -> list[str]:
 
 def _objects_of(archive: Any, cone: Region | None) -> tuple[np.ndarray, np.ndarray]:
     """hash64 and number of alerts of all objects selected; the same before and after compaction."""
-    from applecider_batch.archive.objects import objects_table
+    from applecider_batch.archive.objects import alert_counts, objects_table
 
-    table = objects_table(archive)
-    hashes, alerts = table.column("hash64").to_numpy(), table.column("n_alerts").to_numpy()
     if cone is None:
-        return hashes, alerts
+        return alert_counts(archive)
+    table = objects_table(archive)
     inside = cone.contains(table.column("ra").to_numpy(), table.column("dec").to_numpy())
-    return hashes[inside], alerts[inside]
+    return table.column("hash64").to_numpy()[inside], table.column("n_alerts").to_numpy()[inside]
 
 
 def _objects_among(archive: Any) -> tuple[np.ndarray, np.ndarray]:

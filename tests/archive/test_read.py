@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from applecider_batch.archive.ingest import ingest
-from applecider_batch.archive.objects import NO_POSITION, objects_table
+from applecider_batch.archive.objects import NO_POSITION, alert_counts, objects_table
 from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.stitch import stitch
@@ -159,6 +159,10 @@ def test_objects_table_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     assert rows["ZTF20pole"]["dec"] == pytest.approx(90.0)
     assert (rows["ZTF20one"]["ra"], rows["ZTF20one"]["dec"]) == (pytest.approx(123.0), pytest.approx(-20.0))
     assert rows["ZTF20one"]["jd_first"] == pytest.approx(2_459_001.5)
+    hashes, alerts = alert_counts(archive)
+    ordered = sorted(rows.values(), key=lambda row: row["hash64"])
+    assert hashes.tolist() == [row["hash64"] for row in ordered]
+    assert alerts.tolist() == [row["n_alerts"] for row in ordered]
     assert (rows["ZTF20nan"]["_healpix_29"], rows["ZTF20nan"]["ra"]) == (NO_POSITION, None)
 
 
@@ -171,9 +175,11 @@ def test_objects_of_a_read_only_archive(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("applecider_batch.storage.open", denied, raising=False)
     before = tree(tmp_path)
     assert objects_table(Archive.open(str(tmp_path))).num_rows == 5
+    assert alert_counts(Archive.open(str(tmp_path)))[1].tolist() == [1] * 5
     assert tree(tmp_path) == before
 
 
 def test_an_empty_archive_has_an_empty_objects_table(tmp_path: Path) -> None:
     ingest([Source("empty")], str(tmp_path))
     assert objects_table(Archive.open(str(tmp_path))).num_rows == 0
+    assert [len(column) for column in alert_counts(Archive.open(str(tmp_path)))] == [0, 0]
