@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,42 @@ class TableIndex:
         if hi <= lo:
             return []
         return np.flatnonzero((self.lo <= np.uint64(hi - 1)) & (self.hi >= np.uint64(lo))).tolist()
+
+
+class PlainChunks:
+    """Columns of row groups as they lie in a local file, where nothing packs them."""
+
+    def __init__(self, file: IO[bytes], footer: pq.FileMetaData) -> None:
+        self._file, self._footer = file, footer
+        self._places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+        self._buffer = np.empty(0, np.uint8)
+        self.bytes_read = 0
+
+    def read(self, group: int, column: str) -> tuple[np.ndarray, int] | None:
+        """Pages of a column of byte strings without lists or a dictionary, and how many rows they have.
+
+        Returns
+        -------
+        (ndarray, int) or None
+            uint8, valid until the next call; None if the column is anything else.
+        """
+        rows = self._footer.row_group(group)
+        place = self._places.get(column)  # that of a list has another path
+        if place is None:
+            return None
+        chunk, kind = rows.column(place), self._footer.schema.column(place)
+        levels = kind.max_definition_level, kind.max_repetition_level
+        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or levels != (1, 0):
+            return None
+        size = chunk.total_compressed_size
+        if len(self._buffer) < size:
+            self._buffer = np.empty(size, np.uint8)
+        data = self._buffer[:size]
+        self._file.seek(chunk.data_page_offset)
+        if self._file.readinto(data.data) != size:  # type: ignore[attr-defined]
+            return None
+        self.bytes_read += size
+        return data, rows.num_rows
 
 
 class PartReader:
@@ -125,6 +161,27 @@ class PartReader:
                     f"The archive's file '{path}' cannot be read: {str(error).rstrip('.')}.",
                     hint=f"Check with: applecider-batch archive verify --deep {self.store.url}",
                 ) from error
+
+    @contextlib.contextmanager
+    def open_plain(self, name: str) -> Iterator[PlainChunks | None]:
+        """The column chunks of a table as they lie in its file; None where that is not on this machine."""
+        if not self.store.is_local:
+            yield None
+            return
+        if name not in self._footers:
+            with self.open(name):
+                pass
+        path = self.record.path(name)
+        try:
+            file = open(self.store.path(path), "rb", buffering=0)  # noqa: SIM115  closed below
+        except FileNotFoundError:
+            raise _missing(self.store, path) from None
+        with file:
+            chunks = PlainChunks(file, self._footers[name])
+            try:
+                yield chunks
+            finally:
+                self.bytes_read += chunks.bytes_read
 
     def read(self, name: str, lo: int, hi: int, columns: Iterable[str] | None = None) -> pa.Table:
         """Rows of a table with hash64 in [lo, hi), in the archive's order.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,6 +21,7 @@ from applecider_batch.archive.snapshot import ArchiveError, Snapshot, load_snaps
 from applecider_batch.archive.spill import cut_ranges
 from applecider_batch.archive.stamp_blocks import COLUMNS as STAMPS
 from applecider_batch.archive.stamp_blocks import unpack
+from applecider_batch.archive.stamp_pages import PLACES, read_pixels
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import hash64_one
 from applecider_batch.schema import load_table
@@ -163,8 +165,10 @@ class Archive:
         wanted = list(columns) if columns is not None else schema.names
         keys = ["hash64", "objectId", "jd", "candid", "packet_digest"]
         needed = [column for column in schema.names if column in wanted or column in keys]
-        rows = self._resolve(name, self._pieces(name, lo, hi, needed), lost, needed).select(wanted)
-        return self._unpacked(rows) if name == "stamps" else rows
+        empty = part_schema(name).empty_table().select(needed)
+        rows = self._resolve(name, self._pieces(name, lo, hi, needed), lost, empty).select(wanted)
+        with self._damage_told():
+            return unpack(rows) if name == "stamps" else rows
 
     def read_photometry(self, lo: int, hi: int) -> pa.Table:
         """The stitched photometry of a hash range."""
@@ -199,11 +203,18 @@ class Archive:
             Schema ``stamps``, in the archive's order; alerts without stamps have no row.
         """
         wanted = np.unique(np.fromiter(candids, np.int64))
-        pieces = []
-        for part in self.parts:
-            if part.overlaps("stamps", lo, hi):
-                pieces.extend(_stamps_of(part, lo, hi, wanted))
-        return self._unpacked(self._resolve("stamps", pieces, self.duplicates(lo, hi)))
+        schema = load_table("stamps").arrow
+        names = [name for name in schema.names if name not in STAMPS]
+        empty = _with_places(part_schema("stamps").empty_table().select(names), 0, *np.empty((2, 0)))
+        found = [_keys_of(number, part, lo, hi, wanted, names) for number, part in enumerate(self.parts)]
+        pieces = [table for table in found if table is not None]
+        keys = self._resolve("stamps", pieces, self.duplicates(lo, hi), empty)
+        with self._damage_told():
+            pixels = read_pixels(self.parts, keys)
+            if pixels is None:
+                pixels = unpack(_blocks_of(self.parts, keys))
+        columns = [(pixels if name in STAMPS else keys).column(name) for name in schema.names]
+        return pa.table(columns, schema=schema)
 
     def read_object(self, object_id: str) -> ShardData:
         """Everything of one object, stamps included."""
@@ -266,22 +277,20 @@ class Archive:
         tables = (part.read(name, lo, hi, wanted) for part in self.parts if part.overlaps(name, lo, hi))
         return [table for table in tables if table.num_rows]
 
-    def _unpacked(self, stamps: pa.Table) -> pa.Table:
+    @contextlib.contextmanager
+    def _damage_told(self) -> Iterator[None]:
         try:
-            return unpack(stamps)
+            yield
         except ValueError as error:
             raise ArchiveError(
                 f"The archive '{self.store.url}' holds a damaged stamp: {error}.",
                 hint=f"Check with: applecider-batch archive verify --deep {self.store.url}",
             ) from error
 
-    def _resolve(
-        self, name: str, pieces: list[pa.Table], lost: np.ndarray, columns: list[str] | None = None
-    ) -> pa.Table:
+    def _resolve(self, name: str, pieces: list[pa.Table], lost: np.ndarray, empty: pa.Table) -> pa.Table:
         """Leave out superseded packets and bring the pieces of several parts into order."""
-        empty = part_schema(name).empty_table()
         pieces.sort(key=lambda piece: int(piece.column("hash64")[0].as_py()))
-        table = pa.concat_tables([empty.select(columns) if columns is not None else empty, *pieces])
+        table = pa.concat_tables([empty, *pieces])
         if len(lost):
             table = _chosen(table, ~np.isin(pairs_of(table), lost))
         ends = [(piece.column("hash64")[0].as_py(), piece.column("hash64")[-1].as_py()) for piece in pieces]
@@ -289,32 +298,51 @@ class Archive:
         return table if disjoint else sort_rows(name, table)
 
 
-def _stamps_of(part: PartReader, lo: int, hi: int, candids: np.ndarray) -> list[pa.Table]:
-    """Rows of the wanted candids: first the keys, then the row groups that have one of them."""
+def _keys_of(
+    number: int, part: PartReader, lo: int, hi: int, candids: np.ndarray, names: list[str]
+) -> pa.Table | None:
+    """Columns but the stamps, and the places, of the wanted candids of a part; None if it has none."""
+    groups = np.array(part.groups("stamps", lo, hi) if part.overlaps("stamps", lo, hi) else [], np.int64)
+    if not len(groups):
+        return None
     index = part.index("stamps")
     assert index is not None
-    groups = part.groups("stamps", lo, hi)
-    if not groups:
-        return []
-    names = part_schema("stamps").names
-    keys = part.read_groups("stamps", groups, [name for name in names if name not in STAMPS])
+    keys = part.read_groups("stamps", groups.tolist(), names)
     hashes = keys.column("hash64").to_numpy()
     mask = np.isin(keys.column("candid").to_numpy(), candids)
     mask &= (hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1))
-    group_of_row = np.repeat(np.arange(len(groups)), index.rows[groups])
-    needed = np.unique(group_of_row[mask])
-    if not len(needed):
-        return []
-    found = []
-    for start in range(0, len(needed), _GROUPS_AT_ONCE):
-        numbers = needed[start : start + _GROUPS_AT_ONCE]
-        here = np.isin(group_of_row, numbers)
-        blocks = part.read_groups("stamps", [groups[number] for number in numbers], STAMPS)
-        rows = keys.filter(pa.array(here))
-        for name in STAMPS:
-            rows = rows.append_column(blocks.schema.field(name), blocks.column(name))
-        found.append(_chosen(rows.select(names), mask[here]))
-    return [pa.concat_tables(found)]
+    if not mask.any():
+        return None
+    sizes = index.rows[groups]
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)[mask]
+    places = np.repeat(groups, sizes)[mask], np.flatnonzero(mask) - first
+    return _with_places(keys.filter(pa.array(mask)), number, *places)
+
+
+def _with_places(keys: pa.Table, number: int, group: np.ndarray, row: np.ndarray) -> pa.Table:
+    for name, values in zip(PLACES, (np.full(len(group), number), group, row), strict=True):
+        keys = keys.append_column(name, pa.array(values.astype(np.int32)))
+    return keys
+
+
+def _blocks_of(parts: list[PartReader], keys: pa.Table) -> pa.Table:
+    """Blocks of the rows whose keys are read, by pyarrow, in the order of the keys."""
+    number, group, row = (keys.column(name).to_numpy().astype(np.int64) for name in PLACES)
+    order = np.lexsort((row, group, number))
+    pieces = [part_schema("stamps").empty_table().select(STAMPS)]
+    for own in np.unique(number).tolist():
+        index = parts[own].index("stamps")
+        assert index is not None
+        groups = np.unique(group[number == own])
+        for start in range(0, len(groups), _GROUPS_AT_ONCE):
+            some = groups[start : start + _GROUPS_AT_ONCE]
+            sizes = index.rows[some]
+            mine = (number == own) & np.isin(group, some)
+            mask = np.zeros(int(sizes.sum()), bool)
+            mask[(np.cumsum(sizes) - sizes)[np.searchsorted(some, group[mine])] + row[mine]] = True
+            pieces.append(_chosen(parts[own].read_groups("stamps", some.tolist(), STAMPS), mask))
+    table = pa.concat_tables(pieces)
+    return table if (np.diff(order) == 1).all() else table.take(pa.array(np.argsort(order)))
 
 
 def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:

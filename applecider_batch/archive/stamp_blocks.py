@@ -97,46 +97,101 @@ def _packed(pixels: pa.ListArray) -> pa.Array:
 
 
 def _unpacked(blocks: pa.BinaryArray) -> pa.Array:
-    import cramjam
-    from isal import isal_zlib
-
     _, offsets, data = blocks.buffers()
-    places = np.frombuffer(offsets, np.int32, len(blocks) + 1, 4 * blocks.offset).tolist()
+    places = np.frombuffer(offsets, np.int32, len(blocks) + 1, 4 * blocks.offset).astype(np.int64)
     here = blocks.is_valid().to_numpy(zero_copy_only=False)
-    packed = memoryview(data if data is not None else b"")
-    heads: list[tuple[int, int]] = []
-    for (start, stop), valid in zip(pairwise(places), here.tolist(), strict=True):
-        if valid and stop - start < _HEAD.size:
-            raise ValueError("a block of stamps is shorter than its head")
-        heads.append(_HEAD.unpack_from(packed, start) if valid else (0, 0))
-    sizes = np.array([size for size, _ in heads], np.int64)
+    packed = np.frombuffer(data if data is not None else b"", np.uint8)
+    starts, stops = places[:-1][here], places[1:][here]
+    sizes, checks = read_heads(packed, starts, stops)
+    pixels = np.zeros(len(blocks), np.int64)
+    pixels[here] = sizes // _PIXEL
+    ends = np.concatenate([[0], np.cumsum(pixels)])
+    values = np.frombuffer(pa.allocate_buffer(_PIXEL * int(ends[-1])), np.uint32)
+    unpack_blocks(packed, starts, stops, sizes, checks, values, ends[:-1][here])
+    return lists_of(values, ends, here)
+
+
+def lists_of(values: np.ndarray, ends: np.ndarray, here: np.ndarray) -> pa.Array:
+    """Pixels (uint32, bits of float32) as lists; row i ends at ``ends[i + 1]``, null where not ``here``."""
+    kind = load_table("stamps").arrow.field(COLUMNS[0]).type
+    mask = None if here.all() else pa.array(~here)
+    lengths = pa.array(ends.astype(np.int32))
+    return pa.ListArray.from_arrays(lengths, pa.array(values.view(np.float32)), type=kind, mask=mask)
+
+
+def read_heads(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What blocks say of themselves.
+
+    Parameters
+    ----------
+    data : ndarray, uint8
+    starts, stops : ndarray, int64, shape (n,)
+        Where each block lies.
+
+    Returns
+    -------
+    sizes, checks : ndarray, int64, shape (n,)
+        Bytes of the pixels, and the CRC-32 of the LZ4 block.
+
+    Raises
+    ------
+    ValueError
+        If no stamp can be so.
+    """
+    if (stops - starts < _HEAD.size).any():
+        raise ValueError("a block of stamps is shorter than its head")
+    sizes, checks = np.empty(len(starts), np.int64), np.empty(len(starts), np.int64)
+    _read_heads(data, starts, sizes, checks)
     if sizes.max(initial=0) > _MOST_BYTES:
         raise ValueError("a block of stamps claims to be larger than stamps are")
     if (sizes % _PIXEL).any():
         raise ValueError("a block of stamps claims to end within a pixel")
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    values = np.empty(int(ends[-1]) // _PIXEL, np.uint32)
+    return sizes, checks
+
+
+def unpack_blocks(
+    data: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    sizes: np.ndarray,
+    checks: np.ndarray,
+    values: np.ndarray,
+    at: np.ndarray,
+) -> None:
+    """Pixels of n blocks of ``data`` into ``values`` (uint32), those of each block from ``at`` (n,) on.
+
+    Parameters
+    ----------
+    starts, stops, sizes, checks : ndarray, int64, shape (n,)
+        As for, and from, :func:`read_heads`.
+
+    Raises
+    ------
+    ValueError
+        If a block is damaged.
+    """
+    import cramjam
+    from isal import isal_zlib
+
+    packed, starts = data.data, starts + _HEAD.size
+    places = zip(starts.tolist(), stops.tolist(), strict=True)
+    if [isal_zlib.crc32(packed[start:stop]) for start, stop in places] != checks.tolist():
+        raise ValueError("a block of stamps does not have its checksum")
     planes = np.empty(_AT_ONCE * int(sizes.max(initial=0)), np.uint8)
-    for first in range(0, len(blocks), _AT_ONCE):  # few enough for the processor's caches
-        last = min(first + _AT_ONCE, len(blocks))
-        own = ends[first : last + 1] - ends[first]
-        at = own.tolist()
-        for row in np.flatnonzero(here[first:last]).tolist():
-            size, check = heads[first + row]
-            block = packed[places[first + row] + _HEAD.size : places[first + row + 1]]
-            if isal_zlib.crc32(block) != check:
-                raise ValueError("a block of stamps does not have its checksum")
+    for first in range(0, len(starts), _AT_ONCE):  # few enough for the processor's caches
+        some = slice(first, first + _AT_ONCE)
+        end = 0
+        sized = zip(starts[some].tolist(), stops[some].tolist(), sizes[some].tolist(), strict=True)
+        for start, stop, size in sized:
+            own = planes.data[end : end + size]
+            end += size
             try:
-                found = cramjam.lz4.decompress_block_into(block, planes.data[at[row] : at[row + 1]], size)
+                found = cramjam.lz4.decompress_block_into(packed[start:stop], own, size)
             except cramjam.DecompressionError as error:
                 raise ValueError(f"a block of stamps cannot be decompressed ({error})") from error
             if found != size:
                 raise ValueError(f"a block of stamps holds {found} bytes where it claims {size}")
-        _join(planes, own, values[ends[first] // _PIXEL :])
-    kind = load_table("stamps").arrow.field(COLUMNS[0]).type
-    mask = None if here.all() else pa.array(~here)
-    lengths = pa.array((ends // _PIXEL).astype(np.int32))
-    return pa.ListArray.from_arrays(lengths, pa.array(values.view(np.float32)), type=kind, mask=mask)
+        _join(planes, sizes[some], values, at[some])
 
 
 @compiled
@@ -150,12 +205,24 @@ def _split(pixels: np.ndarray, planes: np.ndarray) -> None:
 
 
 @compiled
-def _join(planes: np.ndarray, ends: np.ndarray, values: np.ndarray) -> None:
-    """Planes of stamps, ``ends`` (m + 1,) in bytes, into their pixels, uint32."""
-    for row in range(len(ends) - 1):
-        n = (ends[row + 1] - ends[row]) // 4
-        own = planes[ends[row] : ends[row + 1]]
-        out = values[ends[row] // 4 : ends[row + 1] // 4]
+def _read_heads(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, checks: np.ndarray) -> None:
+    for row in range(len(starts)):
+        size, check = np.int64(0), np.int64(0)
+        for place in range(4):
+            size |= np.int64(data[starts[row] + place]) << (8 * place)
+            check |= np.int64(data[starts[row] + 4 + place]) << (8 * place)
+        sizes[row], checks[row] = size, check
+
+
+@compiled
+def _join(planes: np.ndarray, sizes: np.ndarray, values: np.ndarray, at: np.ndarray) -> None:
+    """Planes of stamps, ``sizes`` (m,) in bytes, into their pixels, uint32, from ``at`` (m,) on."""
+    end = 0
+    for row in range(len(sizes)):
+        n = sizes[row] // 4
+        own = planes[end : end + 4 * n]
+        end += 4 * n
+        out = values[at[row] : at[row] + n]
         upper, second, third, lowest = own[:n], own[n : 2 * n], own[2 * n : 3 * n], own[3 * n :]
         for i in range(n):
             out[i] = (
