@@ -79,7 +79,8 @@ def ingest(
         ``packets_in`` = ``stored`` + ``duplicates`` + ``quarantined``, the counts of photometry and spectra,
         ``rejected`` (rows and files of tables that were set aside), ``spectra_rematched`` (spectra that came
         before the alerts of their object),
-        ``sources`` read, ``already`` (sources that were in the archive), ``snapshot``, ``logical_digest`` and
+        ``sources`` read, ``already`` (sources that were in the archive), ``snapshot``, ``logical_digest``,
+        ``jd_max`` (end of the archive), ``jd_max_tables`` (latest point of a light-curve table) and
         ``changed`` (whether a snapshot was written).
 
     Raises
@@ -145,6 +146,8 @@ def ingest(
         "changed": bool(read),
         "snapshot": after.id,
         "logical_digest": after.logical_digest,
+        "jd_max": after.jd_max,
+        "jd_max_tables": after.jd_max_tables,
     }
 
 

@@ -277,8 +277,9 @@ def info(url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[
     -------
     dict
         ``snapshot``, ``logical_digest``, ``counts``, ``rows`` and ``bytes`` per table (superseded packets
-        included), ``parts``, ``runs``, ``nights``, ``jd_max``, ``schema_versions`` (packets per schemavsn),
-        ``sources``, ``quarantine`` (the first :data:`SHOWN` things set aside: source, member, kind, reason,
+        included), ``parts``, ``runs``, ``nights``, ``jd_max`` (end of the archive), ``jd_max_tables`` (latest
+        point of a light-curve table), ``schema_versions`` (packets per schemavsn), ``sources``,
+        ``quarantine`` (the first :data:`SHOWN` things set aside: source, member, kind, reason,
         message) and ``chain`` (newest first).
     """
     archive = Archive.open(url, storage_options)
@@ -305,6 +306,7 @@ def info(url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[
         "runs": len({part.run for part in snapshot.parts}),
         "nights": sorted({night for part in snapshot.parts for night in part.nights}),
         "jd_max": snapshot.jd_max,
+        "jd_max_tables": snapshot.jd_max_tables,
         "schema_versions": dict(sorted(versions.items())),
         "sources": [source.to_json() for source in snapshot.sources],
         "quarantine": archive.quarantine().slice(0, SHOWN).select(_QUARANTINE).to_pylist(),

@@ -135,6 +135,11 @@ def ingest(
             f"{result['packets_in']:,} packets in = {result['stored']:,} stored + {result['duplicates']:,} "
             f"duplicates + {result['quarantined']:,} quarantined"
         )
+    if (result["jd_max_tables"] or 0) > (result["jd_max"] or 0):
+        say(
+            "The light curves go on after the last alert, where the archive ends: these points are stored, "
+            "and seen once alerts of that time have come."
+        )
     aside = result["quarantined"] + result["rejected"]
     following = f"applecider-batch classify --archive {archive} --models compact --run RUN"
     if aside:
