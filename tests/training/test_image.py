@@ -24,10 +24,12 @@ from applecider_batch.storage import Store
 from applecider_batch.training import image, stamp_cache
 from applecider_batch.training.dataset import Dataset
 from applecider_batch.training.image_task import (
+    OWN_HISTORY_DAYS,
     ImageAugmentation,
     ImageExamples,
     ImageTask,
     draw,
+    image_batch,
     load_report,
     metadata_statistics,
     turned,
@@ -110,6 +112,31 @@ def test_an_epoch_takes_a_few_of_each_object(loaded: tuple[Archive, Dataset, Ima
         have = (examples.object_id[examples.members("train")] == name).sum()
         assert len(own) in (min(have, 3), 2 * min(have, 3))
     assert (draw(examples, a, np.random.default_rng(2)) != rows).any()
+
+
+def test_places_are_exchanged_and_ages_cut(loaded: tuple[Archive, Dataset, ImageExamples]) -> None:
+    """A batch keeps every packet's other metadata, and its places belong to the batch."""
+    _, _, examples = loaded
+    rows = examples.members("train")
+    days = np.linspace(5.0, 90.0, len(examples.candid)).astype(np.float32)
+    names = examples.feature_names
+    ra, dec, age = (names.index(name) for name in ("ra", "dec", "age"))
+    aged = examples.metadata.copy()
+    aged[:, age] = days
+    examples = replace(examples, metadata=aged)
+    card = ModelCard("", "paper", "", "image", feature_names=names)
+    a = ImageAugmentation(turn=False, hide=0.0, cut=0.5)
+    given, true = image_batch(examples, card, a, rows, np.random.default_rng(0))["metadata"], aged[rows]
+    others = [i for i in range(len(names)) if i not in (ra, dec, age)]
+    plain = card.standardise_metadata(true)
+    assert np.array_equal(given[:, others], plain[:, others])
+    places = given[:, [ra, dec]]
+    assert not np.array_equal(places, plain[:, [ra, dec]])
+    assert sorted(map(tuple, places.tolist())) == sorted(map(tuple, plain[:, [ra, dec]].tolist()))
+    young = true[:, age] < OWN_HISTORY_DAYS[0]
+    assert np.array_equal(given[young, age], plain[young, age])
+    old = given[true[:, age] > OWN_HISTORY_DAYS[1], age]
+    assert 0.2 < (old <= OWN_HISTORY_DAYS[1]).mean() < 0.8
 
 
 def test_turning_keeps_the_radial_channel_and_makes_eight_positions() -> None:
