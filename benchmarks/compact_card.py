@@ -15,8 +15,8 @@ Small networks for a CPU, packaged with applecider-batch: `classify --models com
 _TRIPLETS = """All real objects with labelled stamps, the latest packet of each; none trained this set.
 *By folds*: the same network trained on three quarters of them and asked for the rest, stopped where that
 rest was best, so rather too good. *The ceiling* is what this network makes of simulated test objects,
-whose stamps and metadata are exactly those that it learned from: more is not to be had from one triplet
-without colours. TDE are three objects."""
+whose stamps and metadata are just as it learned them: nothing better can be expected of real ones. TDE
+are three objects."""
 _CALIBRATION = """Light curves and fused answers: on validation objects, where the temperatures were fitted.
 Spectra: on test spectra. Stamps: on real triplets, each fold by the temperature of the others. Without real
 data all are simulated validation objects."""
