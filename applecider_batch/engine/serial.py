@@ -28,6 +28,8 @@ from applecider_batch.inference.shard import Port
 
 MOST_AT_ONCE = 2
 """Batches computed at once at most: each takes the memory of its layers."""
+IN_FLIGHT = 8
+"""Batches of a modality, a few MB each, that lie ready or answered, so that stamps are cut ahead of them."""
 
 
 def at_once(device: str, threads: int, cores: int) -> int:
@@ -93,7 +95,7 @@ class SerialExecutor:
     def start(self, stop: threading.Event) -> None:
         """Open the inputs and load the networks; UserError where one is refused."""
         self._stop = stop
-        self._task = ShardTask(self.spec)
+        self._task = ShardTask(self.spec, IN_FLIGHT)
         identity = self.spec.plan.identity
         device, threads = identity["device_type"], identity["threads"]
         networks = ThreadPoolExecutor(at_once(device, threads, len(os.sched_getaffinity(0))), "networks")

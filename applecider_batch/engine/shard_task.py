@@ -35,7 +35,7 @@ from applecider_batch.features.gate_model import Judges
 from applecider_batch.inference.anomaly_file import load_reference
 from applecider_batch.inference.calibration import Calibration
 from applecider_batch.inference.fusion import MODALITIES
-from applecider_batch.inference.shard import Port, ShardOutputs, StampCutouts, infer
+from applecider_batch.inference.shard import IN_FLIGHT, Port, ShardOutputs, StampCutouts, infer
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class ShardTask:
     Parameters
     ----------
     spec : TaskSpec
+    in_flight : int
+        Batches of a modality under way at once.
 
     Raises
     ------
@@ -68,8 +70,8 @@ class ShardTask:
         If the archive or the model set is refused, or is not the plan's.
     """
 
-    def __init__(self, spec: TaskSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: TaskSpec, in_flight: int = IN_FLIGHT) -> None:
+        self._spec, self._in_flight = spec, in_flight
         self.plan = spec.plan
         self.folder = RunFolder(spec.run)
         self._rooms = spec.rooms
@@ -273,6 +275,7 @@ class ShardTask:
             ports,
             batch_size=dict.fromkeys(MODALITIES, identity["batch_size"]),
             dtype=identity["dtype"],
+            in_flight=self._in_flight,
             calibration=self._calibration,
             reference=self._reference,
             picture_size=self.model_set.picture_size,

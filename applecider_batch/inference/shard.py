@@ -147,7 +147,8 @@ def infer(
             )
             lanes.append(_Lane(modality, count, batches, ports[modality], in_flight))
     # Round robin: every modality keeps its own actors busy while the next batch of another one is prepared.
-    busy = list(lanes)
+    # Images come last: when stamps are read for them, the others' batches are under way.
+    busy = sorted(lanes, key=lambda lane: lane.modality == "image")
     while busy:
         for lane in busy:
             lane.fill()
