@@ -116,6 +116,7 @@ def _ray(results: Mapping[str, Any], kind: str) -> str:
         return ""
     serial, ray = (found[name]["objects_per_s_and_core"] for name in ("serial", "ray"))
     return (
-        f"Ray on {found['cores']} cores beside the serial executor held on one, start-up aside: {ray:,.0f} and "
-        f"{serial:,.0f} objects/s and core, {ray / serial:.2f} (at least 0.9 asked for). " + _load(found)
+        f"Ray on {found['cores']} cores beside the serial executor held on one, start-up aside: "
+        f"{ray:,.0f} and {serial:,.0f} objects/s and core, {ray / serial:.2f} (at least 0.9 asked for). "
+        + _load(found)
     )
