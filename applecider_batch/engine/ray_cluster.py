@@ -245,6 +245,8 @@ class Connection:
         set_environment()
         if self.address is None:
             _own_token()
+            # A laptop that slept: by default Ray gives up a node that is silent for a minute, and ends.
+            os.environ.setdefault("RAY_health_check_failure_threshold", str(2**31 - 1))
         elif self.address != "auto" and "://" not in self.address:
             _knock(self.address)
         import ray

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -126,3 +128,31 @@ def test_a_workers_polars_has_one_thread_unless_told_otherwise(
         monkeypatch.delenv("POLARS_MAX_THREADS")
     set_environment()
     assert os.environ["POLARS_MAX_THREADS"] == expected
+
+
+SLEEP = """
+import os, signal, subprocess, time
+from applecider_batch.engine.ray_cluster import Connection
+connection = Connection(None)
+connection.open()
+import ray
+raylet = int(subprocess.check_output(["pgrep", "-P", str(os.getpid()), "raylet"]))
+os.kill(raylet, signal.SIGSTOP)
+time.sleep(5)
+os.kill(raylet, signal.SIGCONT)
+print(ray.get(ray.remote(lambda x: x + 1).remote(1), timeout=60), len(connection.nodes()))
+connection.close()
+"""
+
+
+def test_a_local_ray_outlives_a_machine_that_slept() -> None:
+    # Ray's minute of patience, shortened.
+    quick = {f"RAY_health_check_{name}_ms": "100" for name in ("period", "timeout", "initial_delay")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SLEEP],
+        env={**os.environ, **quick},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["2", "1"], done.stderr
