@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,14 +54,27 @@ def demo(
     say("This checks the software on simulated data; it is not a performance.")
     for line in found["not_found"]:
         say(f"  not found: {line}")
-    then = f"open {result['report']} in a browser; then on your own nights:"
+    then = f"open {result['report']} in a browser, or try:"
     answer(result, format, leave_out=("check",), next_command=then)
     if format is Format.human:
+        for line in things_to_try(folder):
+            say(f"  {line}")
+        say("\nOn your own nights, where every command names the next one:")
         say("  applecider-batch ingest ztf_public_YYYYMMDD.tar.gz --archive ARCHIVE")
-        say(
-            "  applecider-batch classify --archive ARCHIVE --models compact --run RUN --horizons 3,10,30,full"
-        )
-        say("  applecider-batch catalog build RUN --out CATALOG --known tns_public_objects.csv.zip")
+
+
+def things_to_try(folder: Path) -> list[str]:
+    """Three commands on what the demo made, as they are typed: what is odd, proof of the wall, the truth."""
+    odd = "SELECT objectId, horizon_days, class_top1, prob_top1 FROM catalogue WHERE anomaly_flag > 0"
+    catalog, run, archive, truth, page = (
+        shlex.quote(str(folder / name))
+        for name in ("catalog", "run", "archive", "survey/truth.parquet", "truth.html")
+    )
+    return [
+        f'applecider-batch catalog query {catalog} "{odd}"',
+        f"applecider-batch catalog audit {run}",
+        f"applecider-batch report {catalog} --archive {archive} --truth {truth} --out {page}",
+    ]
 
 
 def _share(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_demo_runs_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run([*line, "--format", "json"]) == 0
     second = json.loads(capsys.readouterr().out)
     assert second["content_sha256"] == first["content_sha256"]
+
+    # What it says to try works as typed.
+    assert run(line) == 0
+    tried = [text.strip() for text in capsys.readouterr().err.splitlines() if text.startswith("  applecider")]
+    assert len(tried) == 4
+    for text in tried[:3]:
+        assert run(shlex.split(text)[1:]) == 0, text
+    assert (tmp_path / "d" / "truth.html").exists()
 
     assert run([*line, "--seed", "9"]) == 4
     assert "holds a demo with" in capsys.readouterr().err
