@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +62,13 @@ def demo(
         for line in things_to_try(folder):
             say(f"  {line}")
         say("\nOn your own nights, where every command names the next one:")
-        say("  applecider-batch ingest ztf_public_YYYYMMDD.tar.gz --archive ARCHIVE")
+        say(f"  {_program()} ingest ztf_public_YYYYMMDD.tar.gz --archive ARCHIVE")
+
+
+def _program() -> str:
+    """How this program is called here: by its name, or by the path it was called by where no shell finds it."""
+    name, called = "applecider-batch", sys.argv[0]
+    return called if Path(called).name == name and shutil.which(name) is None else name
 
 
 def things_to_try(folder: Path) -> list[str]:
@@ -70,10 +78,11 @@ def things_to_try(folder: Path) -> list[str]:
         shlex.quote(str(folder / name))
         for name in ("catalog", "run", "archive", "survey/truth.parquet", "truth.html")
     )
+    program = _program()
     return [
-        f'applecider-batch catalog query {catalog} "{odd}"',
-        f"applecider-batch catalog audit {run}",
-        f"applecider-batch report {catalog} --archive {archive} --truth {truth} --out {page}",
+        f'{program} catalog query {catalog} "{odd}"',
+        f"{program} catalog audit {run}",
+        f"{program} report {catalog} --archive {archive} --truth {truth} --out {page}",
     ]
 
 
