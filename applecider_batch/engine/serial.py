@@ -24,7 +24,6 @@ from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.engine.timing import computed
 from applecider_batch.inference.batches import Batch
 from applecider_batch.inference.predictor import Predictor
-from applecider_batch.inference.shard import Port
 
 MOST_AT_ONCE = 2
 """Batches computed at once at most: each takes the memory of its layers."""
@@ -60,15 +59,27 @@ class ThreadPort:
 
     def __init__(self, predictor: Predictor, pool: Pool, before: Callable[[], None]) -> None:
         self._predictor, self._pool, self._before = predictor, pool, before
+        self._queued: deque[Future[dict[str, Any]]] = deque()
 
     def submit(self, batch: Batch) -> Future[dict[str, Any]]:
         """Queue the batch."""
-        self._before()
-        return self._pool.submit(computed, self._predictor.run, batch)
+        self._queued.append(self._pool.submit(self._run, batch))
+        return self._queued[-1]
 
     def result(self, handle: Future[dict[str, Any]]) -> dict[str, Any]:
         """The answer, or the exception that the batch ended with."""
+        self._queued.remove(handle)
         return handle.result()
+
+    def drop(self) -> None:
+        """Forget the batches that nobody waits for any more."""
+        for handle in self._queued:
+            handle.cancel()
+        self._queued.clear()
+
+    def _run(self, batch: Batch) -> dict[str, Any]:
+        self._before()
+        return computed(self._predictor.run, batch)
 
 
 class SerialExecutor:
@@ -84,7 +95,7 @@ class SerialExecutor:
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
         self._task: ShardTask | None = None
-        self._ports: dict[str, Port] = {}
+        self._ports: dict[str, ThreadPort] = {}
         self._pools: list[ThreadPoolExecutor] = []
         self._queue: deque[tuple[Shard, Attempt, Future[Ready]]] = deque()
         self._stop = threading.Event()
@@ -129,7 +140,10 @@ class SerialExecutor:
         if not self._queue or self._task is None:
             return []
         shard, attempt, ready = self._queue.popleft()
-        return [attempt_shard(self._task, shard, attempt, self._ports, ready.result)]
+        outcome = attempt_shard(self._task, shard, attempt, self._ports, ready.result)
+        for port in self._ports.values():  # a shard that failed leaves some
+            port.drop()
+        return [outcome]
 
     def sizes(self) -> dict[str, int]:
         """Everything is in this process."""

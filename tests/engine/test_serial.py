@@ -79,3 +79,35 @@ def test_no_thread_is_left_after_a_batch_failed(tmp_path: Path, monkeypatch: pyt
     before = threading.active_count()
     assert drive("serial", archive, str(tmp_path / "run"))["shards_quarantined"] == 1
     assert threading.active_count() == before
+
+
+def test_batches_that_nobody_waits_for_are_not_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed shard and a run that is to stop leave their queue alone."""
+    archive = fakes.write_archive(tmp_path / "archive.json", objects=40)
+    executor = serial.SerialExecutor(fakes.make_spec(fakes.make_plan(archive, 40), str(tmp_path / "run")))
+    monkeypatch.setattr(serial, "MOST_AT_ONCE", 1)
+    stop, release = threading.Event(), threading.Event()
+    computed: list[int] = []
+
+    def batch(self: Predictor, values: Batch) -> dict[str, Any]:
+        computed.append(len(computed))
+        if len(computed) > 1:
+            assert release.wait(PATIENCE)
+        raise ValueError("this batch is poison")
+
+    monkeypatch.setattr(Predictor, "run", batch)
+    executor.start(stop)
+    (shard,) = executor.spec.plan.shards
+    executor.submit(shard, Attempt("a"))
+    assert [outcome.kind for outcome in executor.wait(0.0)] == ["error"]
+    release.set()
+    executor._pools[0].submit(int).result()
+    failed = len(computed)
+    assert failed <= 2  # the one that failed, and at most the one that was begun meanwhile
+    stop.set()
+    executor.submit(shard, Attempt("b"))
+    assert [outcome.kind for outcome in executor.wait(0.0)] == ["interrupted"]
+    assert len(computed) == failed
+    executor.close()
