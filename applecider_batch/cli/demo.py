@@ -66,7 +66,7 @@ def demo(
 
 
 def _program() -> str:
-    """How this program is called here: by its name, or by the path it was called by where no shell finds it."""
+    """How this program is called here: by its name, or as it was called where no shell finds the name."""
     name, called = "applecider-batch", sys.argv[0]
     return called if Path(called).name == name and shutil.which(name) is None else name
 

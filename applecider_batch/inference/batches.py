@@ -24,8 +24,8 @@ Batch = dict[str, np.ndarray]
 
 LENGTH_BUCKETS: tuple[int, ...] = (8, 16, 32, 64, 128, 257)
 
-WHOLE = 16
-"""A batch is filled up to a multiple of so many items."""
+WHOLE = 32
+"""A batch is filled up to a multiple of so many items: numbers of two AVX-512 registers."""
 
 _WIRE: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -41,11 +41,13 @@ def wire_dtype(dtype: str) -> np.dtype:
 
 
 def whole_rows(count: int) -> np.ndarray:
-    """Rows of a batch, the last one repeated up to a multiple of 16.
+    """Rows of a batch, the last one repeated up to a multiple of 32.
 
     Libraries of linear algebra take other kernels, which add in another order, for a handful of rows than for
-    many.  With these rows the bits of an answer do not depend on how many items came with it (seen on CPUs
-    for every network; a row's place in its batch does not matter either), and so not on the shards.
+    many, and torch computes functions such as the sigmoid of what is left over behind the last 32 numbers of
+    a tensor (16 with AVX2) by another formula than of those before.  With these rows the bits of an answer do
+    not depend on how many items came with it (seen on CPUs for every network; a row's place in its batch does
+    not matter either), and so not on the shards.
 
     Parameters
     ----------

@@ -2,10 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from applecider_batch.inference.batches import LENGTH_BUCKETS, cut, cut_by_length, pad_sequences, wire_dtype
+from applecider_batch.inference.batches import (
+    LENGTH_BUCKETS,
+    WHOLE,
+    cut,
+    cut_by_length,
+    pad_sequences,
+    wire_dtype,
+)
 
 
 @given(st.lists(st.integers(0, 257), max_size=60), st.integers(1, 9))
@@ -47,3 +55,11 @@ def test_padding_holds_each_sequence_and_zeros() -> None:
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("float16", 16), ("bfloat16", 16)])
 def test_half_precision_halves_what_travels(dtype: str, bits: int) -> None:
     assert wire_dtype(dtype).itemsize * 8 == bits
+
+
+@pytest.mark.parametrize("width", [1, 5, 8])
+def test_functions_of_a_whole_batch_have_bits_that_no_neighbour_changes(width: int) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(3 * WHOLE, width)
+    alone = torch.sigmoid(values[:WHOLE])
+    assert torch.equal(torch.sigmoid(values)[:WHOLE], alone)

@@ -89,8 +89,8 @@ def test_a_device_with_memory_of_its_own_is_not_asked_twice_for_too_much() -> No
     first, second = predictor.run(batch(100)), predictor.run(batch(100))
     whole = Predictor(Entry()).run(batch(100))
     assert (first["degraded"], second["degraded"]) == (True, False)
-    # 112, 50, 50 and 25 four times; then at once what fits, filled up to whole rows.
-    assert entry.module.sizes == [25] * 4 + [16] * 7
+    # 128, 50, 50 and 25 four times; then at once what fits, filled up to whole rows.
+    assert entry.module.sizes == [25] * 4 + [32] * 4
     for name in ("logits", "latent", "energy"):
         np.testing.assert_allclose(second[name], whole[name], rtol=1e-6, atol=1e-6)
 
