@@ -132,8 +132,10 @@ class TableSchema:
             If a column that must not be null is missing, holds nulls, or a type cannot be cast.
         """
         arrays = []
+        given = dict(zip(table.column_names, table.columns, strict=True))
         for column in self.columns:
-            if column.name not in table.column_names:
+            array = given.get(column.name)
+            if array is None:
                 if not column.nullable:
                     raise UserError(
                         f"The {self.name} table lacks the column '{column.name}'; it has "
@@ -141,7 +143,6 @@ class TableSchema:
                     )
                 arrays.append(pa.nulls(table.num_rows, column.arrow_type))
                 continue
-            array = table.column(column.name)
             if array.type != column.arrow_type:
                 try:
                     array = array.cast(column.arrow_type)
