@@ -6,9 +6,7 @@ until it is asked for, so stamps are never copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,32 +131,3 @@ def _spread_valid(valid: np.ndarray | None, index: np.ndarray, size: int) -> np.
     out = np.zeros(size, bool)
     out[index] = True if valid is None else valid
     return out
-
-
-def _concat_valid(columns: Sequence[Any], sizes: Sequence[int]) -> np.ndarray | None:
-    if all(col.valid is None for col in columns):
-        return None
-    return np.concatenate(
-        [np.ones(n, bool) if c.valid is None else c.valid for c, n in zip(columns, sizes, strict=True)]
-    )
-
-
-def concat(columns: Sequence[Any]) -> Column:
-    """One column of several of the same kind."""
-    first = columns[0]
-    if isinstance(first, Leaf):
-        values = np.concatenate([c.values for c in columns])
-        return Leaf(
-            values, _concat_valid(columns, [len(c.values) for c in columns]), first.type, first.symbols
-        )
-    if isinstance(first, Text):
-        valid = _concat_valid(columns, [len(c.start) for c in columns])
-        start = np.concatenate([c.start for c in columns])
-        return Text(start, np.concatenate([c.length for c in columns]), valid, first.type)
-    if isinstance(first, Struct):
-        fields = {name: concat([c.fields[name] for c in columns]) for name in first.fields}
-        sizes = [c.size for c in columns]
-        return Struct(fields, sum(sizes), _concat_valid(columns, sizes))
-    sizes = [len(c.counts) for c in columns]
-    counts = np.concatenate([c.counts for c in columns])
-    return Items(counts, concat([c.items for c in columns]), _concat_valid(columns, sizes))

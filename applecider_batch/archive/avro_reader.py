@@ -1,13 +1,13 @@
 """Many Avro records of one writer schema read at once.
 
 Every record keeps its own cursor and all records move together: a field is read for all of them with a few
-NumPy operations, an array item by item for the records that still have items. So a damaged record spoils
+NumPy operations, an array record by record in compiled code (`avro_items`). So a damaged record spoils
 nothing but itself: its cursor leaves its bytes or does not end at their end, and it is handed back to be
 looked at alone. The values equal those of ``fastavro``, which is the oracle of the tests and reads what is
 handed back.
 
-Schemas with maps or with unions other than "null or one type" are not read here (``compile_schema`` says
-so).
+Schemas with maps, with unions other than "null or one type" or with more than flat records in arrays are not
+read here (``compile_schema`` says so).
 """
 
 from __future__ import annotations
@@ -21,10 +21,19 @@ import numpy as np
 import pyarrow as pa
 
 from applecider_batch.archive.avro import WriterSchema
-from applecider_batch.archive.avro_columns import Column, Items, Leaf, Struct, Text, concat
-
-_STEP_COST = 1.0  # of reading one more item of an array for any number of records, in about 0.7 ms ...
-_RECORD_COST, _ITEM_COST = 2.0, 0.03  # ... and of handing a record with its items to fastavro instead
+from applecider_batch.archive.avro_columns import Column, Items, Leaf, Struct, Text
+from applecider_batch.archive.avro_items import (
+    BOOLEAN,
+    DOUBLE,
+    ENUM,
+    FIXED,
+    FLOAT,
+    LONG,
+    NULL,
+    TEXT,
+    Field,
+    FlatItems,
+)
 
 
 class UnsupportedSchemaError(Exception):
@@ -91,13 +100,6 @@ class Bodies:
             size[whole] = 9 + longer
             self.bad[rows[whole][longer & (tenth > 1)]] = True  # more than 64 bits: fastavro decides
         return ((value >> np.uint64(1)) ^ -(value & np.uint64(1))).view(np.int64), at + size
-
-    def check(self, rows: np.ndarray, at: np.ndarray) -> None:
-        """Mark the records whose cursor has left their bytes and stop it (in place)."""
-        over = at > self.ends[rows]
-        if over.any():
-            self.bad[rows[over]] = True
-            at[over] = self.ends[rows[over]]
 
     def spoil(self, rows: np.ndarray, at: np.ndarray, wrong: np.ndarray) -> None:
         """Mark the records of ``wrong`` and put their cursors to the end (in place)."""
@@ -227,74 +229,16 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Array:
-    item: Any
+    items: FlatItems
 
     def read(
         self, data: Bodies, rows: np.ndarray, at: np.ndarray, keep: bool
     ) -> tuple[Items | None, np.ndarray]:
-        at = at.copy()
-        counts = np.zeros(len(rows), np.int64)
-        left = np.zeros(len(rows), np.int64)
-        live = np.arange(len(rows))
-        parts: list[Any] = []
-        owners: list[np.ndarray] = []
-        while live.size:
-            if (left[live] == 0).any():
-                live = self._next_blocks(data, rows, at, left, live)
-                if not live.size:
-                    break
-            part, behind = self.item.read(data, rows[live], at[live], keep)
-            data.check(rows[live], behind)
-            at[live] = behind
-            parts.append(part)
-            owners.append(live)
-            counts[live] += 1
-            left[live] -= 1
-            live = live[~data.bad[rows[live]]]
-        if not keep:
-            return None, at
-        if not parts:
-            part, _ = self.item.read(data, rows[:0], at[:0], True)
-            return Items(counts, part, None), at
-        order = np.argsort(np.concatenate(owners), kind="stable")
-        return Items(counts, concat(parts).take(order), None), at
-
-    @staticmethod
-    def _next_blocks(
-        data: Bodies, rows: np.ndarray, at: np.ndarray, left: np.ndarray, live: np.ndarray
-    ) -> np.ndarray:
-        """Read the next block's count where a block is used up; arrays of very many items go to fastavro."""
-        need = live[left[live] == 0]
-        count, behind = data.long_at(rows[need], at[need])
-        negative = count < 0
-        if negative.any():  # the block's size in bytes stands behind its count
-            _, behind[negative] = data.long_at(rows[need][negative], behind[negative])
-            count = np.abs(count)
-        wrong = (count < 0) | (count > data.ends[rows[need]] - behind)
-        if wrong.any():
-            data.spoil(rows[need], behind, wrong)
-            count[wrong] = 0
-        at[need], left[need] = behind, count
-        live = live[left[live] > 0]
-        limit = _best_limit(left[live])
-        if limit is not None:
-            late = left[live] > limit
-            data.bad[rows[live[late]]] = True
-            live = live[~late]
-        return live
+        items, behind, bad = self.items.read(data.buffer, at, data.ends[rows], keep)
+        data.bad[rows[bad]] = True
+        return items, behind
 
     read_where = _Long.read_where
-
-
-def _best_limit(left: np.ndarray) -> int | None:
-    """Items up to which reading all records together is cheaper than handing the longest ones to fastavro."""
-    if not left.size:
-        return None
-    sizes = np.sort(left)
-    alone = _RECORD_COST + _ITEM_COST * sizes
-    behind = np.concatenate([np.cumsum(alone[::-1])[::-1][1:], [0.0]])  # of handing over all that are longer
-    best = int(np.argmin(_STEP_COST * sizes + behind))
-    return int(sizes[best]) if sizes[best] < sizes[-1] else None
 
 
 @dataclass(frozen=True)
@@ -327,6 +271,9 @@ _PRIMITIVES: dict[str, Any] = {
 }
 
 
+_NUMBERS = {"boolean": BOOLEAN, "<f4": FLOAT, "<f8": DOUBLE}
+
+
 @dataclass(frozen=True)
 class Plan:
     """A compiled schema."""
@@ -348,11 +295,11 @@ def compile_schema(schema: WriterSchema, kept: frozenset[str]) -> Plan:
     Raises
     ------
     UnsupportedSchemaError
-        If it holds maps, recursion or unions other than "null or one type".
+        If it holds maps, recursion, unions other than "null or one type", or arrays of nested records.
     """
     builder = _Builder(kept)
     reader = builder.build(schema.parsed, 0, ())
-    # Between two checks of a cursor each field is read at most once, and only text moves it over 10 bytes.
+    # Each field is read at most once behind the end of a record, and only text moves a cursor over 10 bytes.
     return Plan(reader, 16 * builder.nodes + 64)
 
 
@@ -382,7 +329,7 @@ class _Builder:
             kept = tuple(not history or name in self.kept for name in names)
             return _Record(names, tuple(readers), kept)
         if kind == "array":
-            return _Array(self.build(node["items"], depth + 1, open_names, history=depth == 1))
+            return _Array(_flat(self.build(node["items"], depth + 1, open_names, history=depth == 1)))
         if kind == "enum":
             self.named[node["name"]] = node
             return _Long(tuple(node["symbols"]))
@@ -401,6 +348,34 @@ class _Builder:
         if len(node) == 1:
             raise UnsupportedSchemaError("unions of one type")
         return _Nullable(reader, 2 * node.index("null"))
+
+
+def _flat(item: Any) -> FlatItems:
+    if isinstance(item, _Record):
+        named = zip(item.names, item.readers, item.kept, strict=True)
+        fields = [_field(name, reader, kept) for name, reader, kept in named]
+    else:
+        fields = [_field("", item, True)]
+    if not fields:
+        raise UnsupportedSchemaError("arrays of nothing")
+    return FlatItems(tuple(fields))
+
+
+def _field(name: str, reader: Any, kept: bool) -> Field:
+    null = -1
+    if isinstance(reader, _Nullable):
+        reader, null = reader.reader, reader.null
+    if isinstance(reader, _Null):
+        return Field(name, NULL, pa.int64(), null, kept=kept)
+    if isinstance(reader, _Number):
+        return Field(name, _NUMBERS[reader.kind], reader.type, null, kept=kept)
+    if isinstance(reader, _Long):
+        kind = ENUM if reader.symbols else LONG
+        return Field(name, kind, pa.int64(), null, symbols=reader.symbols, kept=kept)
+    if isinstance(reader, _Text):
+        kind = TEXT if reader.fixed < 0 else FIXED
+        return Field(name, kind, reader.type, null, max(reader.fixed, 0), kept=kept)
+    raise UnsupportedSchemaError("arrays of records or arrays within arrays")
 
 
 def read_columns(plan: Plan, bodies: Sequence[bytes]) -> tuple[Struct, Bodies]:
