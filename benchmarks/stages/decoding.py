@@ -130,7 +130,13 @@ def stamps_from_archive(inputs: Inputs) -> Stage:
         f"{gzipped / 1000:.1f} kB gzipped ({stored / gzipped:.2f})"
     )
     return Stage(
-        "stamps from the archive", "triplets", ours, reference, "copies and fresh memory", 50, notes=[note]
+        "stamps from the archive",
+        "triplets",
+        ours,
+        reference,
+        "LZ4, copies, calls of Python",
+        50,
+        notes=[note],
     )
 
 
