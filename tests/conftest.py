@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Threads of the numerical libraries: two cores are shared by everything the tests start.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
+
+# A busy machine fails no test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 _SHARED = Path(os.environ.get("APPLECIDER_BATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

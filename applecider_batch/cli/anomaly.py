@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from applecider_batch.cli.evaluation import evaluate_app
+from applecider_batch.cli.labelled import LabelledData
 from applecider_batch.cli.models import models_app
 from applecider_batch.cli.option_groups import expand_groups
 from applecider_batch.cli.output import Format, QuietOption, answer, say
-from applecider_batch.cli.training import LabelledData, evaluate_app
 
 
 def register(app: typer.Typer) -> None:

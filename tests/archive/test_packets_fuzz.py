@@ -21,7 +21,7 @@ from applecider_batch.digest import table_digest
 from tests.archive import avro_maker as make
 
 SOURCE = SourceInfo("cd" * 16, "night")
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _datum(number: int) -> Datum:

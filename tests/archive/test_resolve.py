@@ -31,7 +31,7 @@ def _best(packets: list[tuple[int, int, str]]) -> tuple[int, int, str]:
     return min(packets, key=lambda packet: (-packet[1], packet[2]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.lists(st.lists(_PACKETS, max_size=6), min_size=1, max_size=4))
 def test_the_winner_is_that_of_all_packets_ever_seen(ingests: list[list[tuple[int, int, str]]]) -> None:
     # One content has one completeness.

@@ -105,7 +105,7 @@ _FORCED = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(_POINT, _FORCED), max_size=14), st.randoms(use_true_random=False))
 def test_the_rule_is_that_of_a_plain_loop_in_any_order(
     rows: list[dict[str, Any]], shuffler: random.Random
@@ -118,7 +118,7 @@ def test_the_rule_is_that_of_a_plain_loop_in_any_order(
     assert distinct_points(table.select(KEY_COLUMNS)).height == len(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.one_of(_POINT, _FORCED), max_size=14), st.integers(0, 14))
 def test_pieces_can_be_stitched_before_the_whole(rows: list[dict[str, Any]], cut: int) -> None:
     whole = stitch(table_of(rows))

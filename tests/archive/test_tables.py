@@ -280,7 +280,7 @@ CELL = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(CELL, min_size=5, max_size=7), min_size=1, max_size=6),
     st.sampled_from([",", "\t", " "]),

@@ -17,7 +17,7 @@ from applecider_batch.catalog.siblings import close_pairs
 from tests.catalog.synthetic import object_names, write_run
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([(0.0, 0.0), (359.9999, 40.0), (120.0, 89.9995), (10.0, -90.0)]),

@@ -30,7 +30,7 @@ JUDGES = Judges(
     own_presets(read_own("[bright]\nalert = ['magpsf < 16']\nrow = ['n_neg = 0']", "test")),
     LearnedGate.from_bytes(PACKAGED_GATE.read_bytes(), "packaged"),
 )
-EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 def rows_until(data: FakeShard | ShardData, jd: float, profile: str = "paper", end: float = END) -> dict:
