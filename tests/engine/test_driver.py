@@ -149,6 +149,7 @@ def test_a_poison_shard_is_set_aside_after_four_charges_and_can_be_retried(archi
 def test_charges_of_an_earlier_session_count(archive: str, run: str) -> None:
     poison = second_shard(archive)
     folder = RunFolder(Store(run))
+    folder.begin(fakes.make_plan(archive))
     for number in (1, 2, 3):
         folder.record_failure(
             poison.name, number, {"charged": True, "kind": "worker_died", "charges": number, "shard_id": 1}
@@ -191,6 +192,8 @@ class FullFileSystem(LocalFileSystem):
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if "w" in mode and "/data/" in path and FullFileSystem.full:
             raise OSError(28, "No space left on device")
+        if "w" in mode:
+            self.makedirs(self._parent(path), exist_ok=True)
         return super().open(path, mode, **options)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
@@ -207,7 +210,7 @@ class FullFileSystem(LocalFileSystem):
 def test_no_space_left_stops_the_run_and_leaves_it_resumable(archive: str, run: str) -> None:
     fsspec.register_implementation("full", FullFileSystem, clobber=True)
     FullFileSystem.full = True
-    os.makedirs(f"{run}/data")
+    os.makedirs(run)
     with pytest.raises(StorageError, match="No space left"):
         drive("serial", archive, f"full://{run}")
     assert not list(Path(run).glob("quarantine/*"))
