@@ -288,6 +288,29 @@ class Connection:
             if n["Alive"]
         ]
 
+    def check(self) -> None:
+        """Refuse to go on with a local Ray that has died.
+
+        Nothing else tells: a local raylet is never given up for silence, and a process that cannot reach the
+        GCS for a minute is ended by Ray, without an exception.
+
+        Raises
+        ------
+        ClusterError
+            If the raylet or the GCS that this process started is gone.
+        """
+        if not (self.local and self._owned):
+            return
+        from ray._private import worker
+
+        node = worker._global_node
+        dead = [kind for kind, _ in node.dead_processes()] if node is not None else ["node"]
+        if found := sorted({*dead} & {"raylet", "gcs_server", "node"}):
+            raise ClusterError(
+                f"The Ray that was started on this machine has died ({', '.join(found)}).",
+                hint="Look at the machine's memory, and run the same command again, with fewer workers.",
+            )
+
     def close(self) -> None:
         """Disconnect; a local Ray ends."""
         if self._owned:

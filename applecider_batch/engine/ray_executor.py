@@ -280,6 +280,7 @@ class RayExecutor:
         """Attempts that ended; dead actors are replaced on the way."""
         import ray
 
+        self._connection.check()
         refs = [*self._under_way, *self._starting]
         if not refs:
             time.sleep(min(seconds, 0.1))

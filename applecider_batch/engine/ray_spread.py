@@ -8,6 +8,7 @@ is under a temporary name, or is what its next attempt writes again.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from applecider_batch.logs import get_logger
 from applecider_batch.spread import Here, ProgressLike, Spread
 
 ATTEMPTS = 4
-PLACE_SECONDS = 1800.0  # for a cluster that grows by itself
+PLACE_SECONDS = 1800.0  # without any living node, where the cluster may grow again
+WATCH_SECONDS = 10.0  # between two looks at the nodes while no task ends
 
 _log = get_logger(__name__)
 
@@ -69,6 +71,7 @@ class RaySpread:
     def __init__(self, address: str | None, workers: int | None = None) -> None:
         self._connection = Connection(address)
         self._workers = workers
+        self._node_seen = 0.0
 
     def __enter__(self) -> RaySpread:
         self._connection.open(self._workers or 0)
@@ -121,14 +124,24 @@ class RaySpread:
                     ray.cancel(left.ref, force=True)
 
     def _renew_dead(self, waiting: deque[_Waiting], hand_in: Callable[[Any], Any]) -> None:
-        """Wait until the first task has ended well; those that died meanwhile are handed in again."""
+        """Wait until the first task has ended well; those that died meanwhile are handed in again.
+
+        Raises
+        ------
+        ClusterError
+            If a task died too often, or no node is left that could ever end one.
+        """
         import ray
 
+        self._node_seen = time.monotonic()
         while True:
             refs = {each.ref: each for each in waiting}
             ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
             if waiting[0].ref not in ended:
-                ended, _ = ray.wait(list(refs), num_returns=min(len(ended) + 1, len(refs)))
+                wanted = min(len(ended) + 1, len(refs))
+                ended, _ = ray.wait(list(refs), num_returns=wanted, timeout=WATCH_SECONDS)
+                if len(ended) < wanted:
+                    self._check_nodes()
             for ref in ended:
                 each = refs[ref]
                 try:
@@ -146,6 +159,17 @@ class RaySpread:
                     each.ref, each.attempts = hand_in(each.task), each.attempts + 1
             if waiting[0].ref in ended:
                 return
+
+    def _check_nodes(self) -> None:
+        """Refuse to wait for a cluster without nodes: Ray itself would wait for ever without a word."""
+        self._connection.check()
+        if self._connection.nodes():
+            self._node_seen = time.monotonic()
+        elif time.monotonic() - self._node_seen > PLACE_SECONDS:
+            raise ClusterError(
+                f"The cluster has had no living node for {PLACE_SECONDS:.0f} s.",
+                hint="Look at the cluster with 'ray status', and run the same command again.",
+            )
 
 
 def _work(

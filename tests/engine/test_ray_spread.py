@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,35 @@ def test_an_error_of_a_task_is_the_callers(spread: RaySpread) -> None:
 def test_a_task_that_always_dies_is_given_up(spread: RaySpread) -> None:
     with pytest.raises(ClusterError, match=f"died {ATTEMPTS} times"):
         list(spread.map(square, 0, [(1, "always")]))
+
+
+ENDED = """
+import os, signal, subprocess, sys, time
+from applecider_batch.engine import ray_spread
+from applecider_batch.errors import ClusterError
+
+def kill_ray(shared, task, update):
+    os.kill(shared, signal.SIGKILL)
+    time.sleep(600)
+
+ray_spread.WATCH_SECONDS = 1.0
+with ray_spread.RaySpread(None, 1) as spread:
+    process = int(subprocess.check_output(["pgrep", "-P", str(os.getpid()), sys.argv[1]]))
+    try:
+        list(spread.map(kill_ray, process, [0, 1]))
+    except ClusterError as error:
+        print(error.args[0])
+"""
+
+
+@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
+def test_a_local_ray_that_died_is_not_waited_for(process: str) -> None:
+    # In a process of its own: Ray ends a driver that cannot reach its GCS.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ENDED, process], capture_output=True, text=True, timeout=240
+    )
+    # Ray writes there, too.
+    assert f"The Ray that was started on this machine has died ({process})" in done.stdout, done.stderr
 
 
 def test_archive_and_catalogue_are_those_of_one_process(spread: RaySpread, tmp_path: Path) -> None:
