@@ -21,8 +21,10 @@ import pytest
 import yaml
 
 from applecider_batch import __version__
+from applecider_batch.archive.compact import compact
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.read import Archive
+from applecider_batch.catalog.build import build_catalog
 from applecider_batch.cli.main import run
 from applecider_batch.engine import api
 from applecider_batch.engine import submit as submit_module
@@ -136,6 +138,11 @@ def test_classify_as_a_job(head: Head, inputs: Inputs, tmp_path: Path) -> None:
     assert answer["result"]["run_id"] == api.status(run)["run_id"]
     states = [s["state"] for s in api.status(run)["sessions"]]
     assert states == ["start", "working", "interrupted", "start", "working", "complete"]
+    # Its catalogue, over the head's nodes as in this process; the name has two words.
+    answer, said = head.submit("catalog", ["build", "run", "--out", "catalogue"], tmp_path)
+    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
+    build_catalog(run, str(tmp_path / "here"))
+    assert tree(tmp_path / "catalogue") == tree(tmp_path / "here")
     # Another selection into the same run is refused, and the job tells so.
     refused, said = head.submit("classify", [*arguments, "--horizons", "3"], tmp_path)
     assert (refused["status"], refused["exit_code"]) == ("FAILED", 4)
@@ -151,6 +158,10 @@ def test_ingest_and_training_as_jobs(head: Head, inputs: Inputs, tmp_path: Path)
     assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
     here = ingest(nights, str(tmp_path / "here"))
     assert answer["result"] == json.loads(json.dumps(here))
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    answer, said = head.submit("compact", ["there", "--full"], tmp_path)
+    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
+    assert answer["result"] == json.loads(json.dumps(compact(str(tmp_path / "here"), full=True)))
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     # The same weights as a training in this process.
     names = Archive.open(inputs.archive).object_names(0, 1 << 64)
