@@ -225,12 +225,13 @@ def resume(arguments: argparse.Namespace) -> dict[str, Any]:
         found = _classified(arguments, "whole", Path(name), "--executor", "ray", "--workers", "1")
         lines = (again / "manifest.jsonl").read_text().splitlines()
         moments = {entry["state"]: entry["time"] for entry in map(json.loads, lines)}
-    code = "import time, ray\nt = time.monotonic()\nray.init(include_dashboard=False, log_to_driver=False)\n"
+    code = (
+        "import time, ray\nfrom applecider_batch.engine.ray_cluster import Connection\n"
+        "connection, start = Connection(None), time.monotonic()\nconnection.open()\n"
+        "print(time.monotonic() - start)\nconnection.close()"
+    )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{code}print(time.monotonic() - t)"],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True
     )
     return {
         "shards": len(commits),
