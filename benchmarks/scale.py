@@ -245,7 +245,7 @@ def resume(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ray(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The tenth with the serial executor held on one core and with Ray on every core: objects/s and core."""
+    """The whole with the serial executor held on one core and with Ray on every core: objects/s and core."""
     cores = os.cpu_count() or 1
     found: dict[str, Any] = {"cores": cores}
     options = {"serial": [], "ray": ["--workers", str(cores)]}
@@ -256,8 +256,8 @@ def ray(arguments: argparse.Namespace) -> dict[str, Any]:
             runs.mkdir()
             # The command inherits it; the serial executor would compute two batches at once on two cores.
             os.sched_setaffinity(0, {min(everywhere)} if executor == "serial" else everywhere)
-            answer = _classified(arguments, "tenth", runs, "--executor", executor, *more)
-            lines = (runs / f"{arguments.kind}-tenth" / "manifest.jsonl").read_text().splitlines()
+            answer = _classified(arguments, "whole", runs, "--executor", executor, *more)
+            lines = (runs / f"{arguments.kind}-whole" / "manifest.jsonl").read_text().splitlines()
             moments = {entry["state"]: entry["time"] for entry in map(json.loads, lines)}
             seconds = moments["complete"] - moments["working"]
             used = cores if executor == "ray" else 1

@@ -20,8 +20,16 @@ from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.parts import LAYOUT, PART_BYTES, part_schema, sort_rows
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.resolve import pairs_of
-from applecider_batch.archive.snapshot import PartRecord, Snapshot, SnapshotMoved, load_snapshot, open_archive
+from applecider_batch.archive.snapshot import (
+    ArchiveError,
+    PartRecord,
+    Snapshot,
+    SnapshotMoved,
+    load_snapshot,
+    open_archive,
+)
 from applecider_batch.archive.stage import commit, range_bytes
+from applecider_batch.archive.stamp_blocks import damaged_rows
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import InternalError
@@ -193,11 +201,24 @@ class _Merger:
         self._update(alerts.num_rows)
         return {
             "alerts": alerts,
-            "stamps": self._without("stamps", lo, hi, lost),
+            "stamps": self._sound(self._without("stamps", lo, hi, lost)),
             "duplicates": distinct_packets(self._read("duplicates", lo, hi), "duplicates"),
             "photometry": stitch(self._read("photometry", lo, hi)),
             "spectra": distinct_rows(sort_rows("spectra", self._read("spectra", lo, hi)), "spec_id"),
         }
+
+    def _sound(self, stamps: pa.Table) -> pa.Table:
+        """Blocks are copied as they are: one that is damaged must not get a good page's checksum."""
+        bad = damaged_rows(stamps)
+        if len(bad):
+            names = [stamps.column(name)[int(bad[0])].as_py() for name in ("candid", "objectId")]
+            raise ArchiveError(
+                f"The stamps of alert {names[0]} ({names[1]}) in '{self.whole.store.url}' are damaged"
+                + (f", and those of {len(bad) - 1} more alerts." if len(bad) > 1 else "."),
+                hint="The archive is as it was. Name the damaged files with: "
+                f"applecider-batch archive verify --deep {self.whole.store.url}",
+            )
+        return stamps
 
     def _without(self, name: str, lo: int, hi: int, lost: np.ndarray) -> pa.Table:
         rows = self._read(name, lo, hi)

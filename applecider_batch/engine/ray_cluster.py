@@ -130,7 +130,7 @@ def plan_pools(
     count = worker.size
     pools = {}
     for name in modalities:
-        on_cpu = count if name == "image" else max(1, count // 4)
+        on_cpu = max(1, count // 4) if name == "spectra" else count  # few objects have a spectrum
         pools[name] = pool(
             name,
             max(1, int(gpus)) if device == "cuda" else on_cpu,

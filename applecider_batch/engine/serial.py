@@ -51,15 +51,20 @@ class ThreadPort:
 
     Parameters
     ----------
-    predictor : Predictor
+    predictor : Future of Predictor
+        Being loaded by an earlier task of the pool.
     pool : Executor
     before : callable
         Called ahead of every batch; may raise to stop.
     """
 
-    def __init__(self, predictor: Predictor, pool: Pool, before: Callable[[], None]) -> None:
+    def __init__(self, predictor: Future[Predictor], pool: Pool, before: Callable[[], None]) -> None:
         self._predictor, self._pool, self._before = predictor, pool, before
         self._queued: deque[Future[dict[str, Any]]] = deque()
+
+    def wait_until_loaded(self) -> None:
+        """Return when the network is there; UserError where it is refused."""
+        self._predictor.result()
 
     def submit(self, batch: Batch) -> Future[dict[str, Any]]:
         """Queue the batch."""
@@ -79,7 +84,7 @@ class ThreadPort:
 
     def _run(self, batch: Batch) -> dict[str, Any]:
         self._before()
-        return computed(self._predictor.run, batch)
+        return computed(self._predictor.result().run, batch)
 
 
 class SerialExecutor:
@@ -104,7 +109,7 @@ class SerialExecutor:
         """One process, however many there are."""
 
     def start(self, stop: threading.Event) -> None:
-        """Open the inputs and load the networks; UserError where one is refused."""
+        """Open the inputs and begin to load the networks, while the first shard is made ready."""
         self._stop = stop
         self._task = ShardTask(self.spec, IN_FLIGHT)
         identity = self.spec.plan.identity
@@ -112,7 +117,8 @@ class SerialExecutor:
         networks = ThreadPoolExecutor(at_once(device, threads, len(os.sched_getaffinity(0))), "networks")
         self._pools = [networks, ThreadPoolExecutor(1, "ahead")]
         for modality in self._task.modalities:
-            predictor = Predictor(
+            predictor = networks.submit(
+                Predictor,
                 self._task.model_set.defaults[modality],
                 device=device,
                 dtype=identity["dtype"],
@@ -136,9 +142,11 @@ class SerialExecutor:
         self._queue.append((shard, attempt, ready))
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """Work on the shard handed in first."""
+        """Work on the shard handed in first; UserError where a network is refused."""
         if not self._queue or self._task is None:
             return []
+        for port in self._ports.values():
+            port.wait_until_loaded()
         shard, attempt, ready = self._queue.popleft()
         outcome = attempt_shard(self._task, shard, attempt, self._ports, ready.result)
         for port in self._ports.values():  # a shard that failed leaves some

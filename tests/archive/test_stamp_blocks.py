@@ -22,7 +22,7 @@ from applecider_batch.digest import HASH64_END, digest128
 from applecider_batch.schema import load_table
 from applecider_batch.storage import json_bytes
 from tests.archive.packet_maker import Source, night_of
-from tests.archive.trees import everything
+from tests.archive.trees import everything, tree
 
 PIXELS = load_table("stamps").arrow.field("cutoutScience")
 
@@ -142,6 +142,12 @@ def test_a_damaged_stamp_is_told_with_what_to_do(tmp_path: Path) -> None:
     damaged = candids[3]
     others = [candid for candid in candids if candid != damaged]
     assert Archive.open(str(url)).read_stamps(0, HASH64_END, others).num_rows == 7
+    # Compaction copies blocks without unpacking them, and notices all the same.
+    ingest([Source("s1", night_of(2, range(8)))], str(url))
+    before = tree(url)
+    with pytest.raises(ArchiveError, match=f"The stamps of alert {damaged} .* are damaged\\."):
+        compact(str(url), full=True)
+    assert tree(url) == before
 
 
 def _candids(url: Path) -> list[int]:
