@@ -36,95 +36,110 @@ _ONE = 256  # units in a pixel
 
 # A part of a function that is compiled: written into it, as a call would cost more than the part does.
 _part = numba.njit(forceinline=True, error_model="numpy")
+_step = numba.njit(error_model="numpy")  # called once a curve: compiled alone, its loops are better code
 
 
-def grey_levels() -> np.ndarray:
-    """Ink of every coverage in 1/255, (256,) uint8: Agg blends black over opaque white in whole numbers."""
-    coverage = np.arange(256)
-    return (255 - (255 * 255 * (256 - coverage)) // (255 * 256 + coverage)).astype(np.uint8)
-
-
-@_part
-def _scale(curve: np.ndarray, size: int, scaled: np.ndarray) -> bool:
-    """Values (n,) in px from the top, the largest at 0, the smallest at ``size``; False if not finite."""
-    low = high = curve[0]
-    finite = True
+@_step
+def _range(curve: np.ndarray) -> tuple[bool, float, float]:
+    """Whether all values and their range are finite, the lowest, the range."""
+    finite = 0
     for value in curve:
-        finite &= np.isfinite(value)
+        finite += np.isfinite(value)
+    if finite < len(curve):
+        return False, 0.0, 0.0
+    # Four at once, as each comparison waits for the last of its kind.
+    low = high = low1 = high1 = low2 = high2 = low3 = high3 = curve[0]
+    for i in range(len(curve) % 4, len(curve), 4):
+        low, high = min(low, curve[i]), max(high, curve[i])
+        low1, high1 = min(low1, curve[i + 1]), max(high1, curve[i + 1])
+        low2, high2 = min(low2, curve[i + 2]), max(high2, curve[i + 2])
+        low3, high3 = min(low3, curve[i + 3]), max(high3, curve[i + 3])
+    for value in curve[: len(curve) % 4]:
         low, high = min(low, value), max(high, value)
-    span = high - low
-    if not (finite and np.isfinite(span)):
-        return False
-    factor = size / span
-    for i in range(len(curve)):
-        scaled[i] = (high - curve[i]) * factor if np.isfinite(factor) else size / 2
-    return True
+    low, high = min(low, low1, low2, low3), max(high, high1, high2, high3)
+    return np.isfinite(high - low), low, high - low
+
+
+@functools.partial(compiled, error_model="numpy")
+def scale(curves: np.ndarray) -> None:
+    """Bring curves (m, N), float64, in place to 0 to 1; all 0 where constant, NaN where not finite."""
+    for curve in curves:
+        finite, low, span = _range(curve)
+        factor = 1 / span
+        if not finite:
+            curve[:] = np.nan
+        elif np.isfinite(factor):
+            for i in range(len(curve)):
+                curve[i] = (curve[i] - low) * factor
+        else:
+            curve[:] = 0.0
 
 
 @_part
-def _simplify(curve: np.ndarray, size: int, x: np.ndarray, y: np.ndarray) -> int:
-    """Vertices of the line plot of a curve in px, written to x and y, and their number.
+def _add(x: np.ndarray, y: np.ndarray, count: int, new_x: float, new_y: float) -> int:
+    """Add a vertex unless it is the last one; samples differ in x."""
+    x[count], y[count] = new_x, new_y
+    return count + (new_x != x[count - 1])
+
+
+@_step
+def _simplify(curve: np.ndarray, size: int, low: float, span: float, x: np.ndarray, y: np.ndarray) -> int:
+    """Vertices of the line plot of a curve in px from the top left, written to x and y, and their number.
 
     A sample is left out if it lies within the tolerance of the straight line that its predecessors began;
     of these the farthest forward, the farthest backward and the last are kept.
     """
     n = len(curve)
-    step = size / (n - 1)
+    step, factor, top, high = size / (n - 1), size / span, 0.0, low + span
+    if not np.isfinite(factor):  # a constant lies in the middle
+        factor, top = 0.0, size / 2
     if n < _FEWEST_SIMPLIFIED:
         for i in range(n):
-            x[i], y[i] = i * step, curve[i]
+            x[i], y[i] = i * step, top + (high - curve[i]) * factor
         return n
-    x[0], y[0] = 0.0, curve[0]
+    x[0], y[0] = 0.0, top + (high - curve[0]) * factor
     count = 1
-    start_x, start_y = last_x, last_y = 0.0, curve[0]
+    start_x, start_y = last_x, last_y = 0.0, y[0]
     along_x = along_y = norm = 0.0  # direction of the line
     front_x = front_y = front = back_x = back_y = back = 0.0
-    at_front, at_back = True, False
+    at_front = True
     for i in range(1, n):
-        now_x, now_y = i * step, curve[i]
+        now_x, now_y = i * step, top + (high - curve[i]) * factor
         if norm > 0:
             dx, dy = now_x - start_x, now_y - start_y
             across = along_x * dy - along_y * dx
             forward = along_x * dx + along_y * dy
             if across * across < _TOLERANCE * _TOLERANCE * norm:
-                at_front = at_back = False
+                at_front = False
                 far = forward * forward
                 if forward > 0:
                     if far > front:
                         at_front, front, front_x, front_y = True, far, now_x, now_y
                 elif far > back:
-                    at_back, back, back_x, back_y = True, far, now_x, now_y
+                    back, back_x, back_y = far, now_x, now_y
                 last_x, last_y = now_x, now_y
                 continue
             if back > 0 and at_front:
-                x[count], y[count] = back_x, back_y
-                count += 1
-            x[count], y[count] = front_x, front_y
-            count += 1
+                count = _add(x, y, count, back_x, back_y)
+            count = _add(x, y, count, front_x, front_y)
             if back > 0 and not at_front:
-                x[count], y[count] = back_x, back_y
-                count += 1
-            if not at_front and not at_back:
-                x[count], y[count] = last_x, last_y
-                count += 1
-            start_x, start_y = x[count - 1], y[count - 1]
+                count = _add(x, y, count, back_x, back_y)
+            count = _add(x, y, count, last_x, last_y)
+            start_x, start_y = last_x, last_y
         along_x, along_y = now_x - last_x, now_y - last_y
         norm = along_x * along_x + along_y * along_y
         front, back = norm * norm, 0.0
-        at_front, at_back = True, False
+        at_front = True
         last_x, last_y = front_x, front_y = now_x, now_y
-    x[count], y[count] = front_x, front_y
-    count += 1
+    count = _add(x, y, count, front_x, front_y)
     if back > 0:
-        x[count], y[count] = back_x, back_y
-        count += 1
-    x[count], y[count] = last_x, last_y
-    return count + 1
+        count = _add(x, y, count, back_x, back_y)
+    return _add(x, y, count, last_x, last_y)
 
 
 @_part
 def _put(points: np.ndarray, at: int, x: float, y: float) -> None:
-    points[at, 0], points[at, 1] = int(x * _ONE + 0.5), int(y * _ONE + 0.5)
+    points[at, 0], points[at, 1] = np.int32(x * _ONE + 0.5), np.int32(y * _ONE + 0.5)
 
 
 @_part
@@ -137,61 +152,101 @@ def _arc_cosine(x: float) -> float:
 def _sine_and_cosine(x: float) -> tuple[float, float]:
     """For x from -pi/2 to pi/2, within 3e-5."""
     q = x * x
-    sine = x * (1 - q / 6 * (1 - q / 20 * (1 - q / 42 * (1 - q / 72))))
-    return sine, 1 - q / 2 * (1 - q / 12 * (1 - q / 30 * (1 - q / 56)))
+    sine = x * (1 - q * (1 / 6) * (1 - q * (1 / 20) * (1 - q * (1 / 42) * (1 - q * (1 / 72)))))
+    return sine, 1 - q * (1 / 2) * (1 - q * (1 / 12) * (1 - q * (1 / 30) * (1 - q * (1 / 56))))
 
 
 @_part
+def _arc(half: float) -> float:
+    """Longest piece of a round join, rad."""
+    return 2 * math.acos(half / (half + _ARC))
+
+
+@_step
+def _joints(
+    x: np.ndarray, y: np.ndarray, count: int, half: float, strokes: np.ndarray, joints: np.ndarray
+) -> None:
+    """Of every stroke the normal to the left and the length, of every vertex between two how they are joined.
+
+    A joint is: whether it turns to the left, the mitre's corner from the vertex (of half-width 1), whether
+    the inside and the outside have it, pieces of the arc outside and the sine and cosine of one. Without
+    branches, so that several are worked out at once.
+    """
+    nx, ny, length = strokes[0], strokes[1], strokes[2]
+    for i in range(count - 1):
+        dx, dy = x[i + 1] - x[i], y[i + 1] - y[i]
+        length[i] = math.sqrt(dx * dx + dy * dy)
+        nx[i], ny[i] = dy / length[i], -dx / length[i]
+    arcs = 1 / _arc(half)
+    left, corner_x, corner_y = joints[0], joints[1], joints[2]
+    inside, pieces, sine, cosine = joints[3], joints[4], joints[5], joints[6]
+    for i in range(1, count - 1):
+        before_x, before_y, x_, y_ = nx[i - 1], ny[i - 1], nx[i], ny[i]
+        turn = before_x * y_ - before_y * x_
+        bend = math.sqrt(max(1 + before_x * x_ + before_y * y_, 0.0) * 0.5)  # cos of half the angle
+        scale = 0.5 / (bend * bend)
+        corner_x[i], corner_y[i] = (before_x + x_) * scale, (before_y + y_) * scale
+        left[i] = 1.0 if turn < 0 else 0.0
+        room = max(min(length[i - 1], length[i]), _MITRE * half)
+        inside[i] = 1.0 if half <= room * bend else 0.0
+        angle = 2 * _arc_cosine(bend)
+        whole = 1.0 + np.int32(angle * arcs)
+        pieces[i] = 0.0 if 1 - bend < _FLAT else whole
+        sine[i], cosine[i] = _sine_and_cosine(math.copysign(angle / whole, turn))
+
+
+@_step
 def _outline(
-    x: np.ndarray, y: np.ndarray, count: int, half: float, margin: int, points: np.ndarray
+    x: np.ndarray,
+    y: np.ndarray,
+    count: int,
+    half: float,
+    margin: int,
+    strokes: np.ndarray,
+    joints: np.ndarray,
+    points: np.ndarray,
 ) -> tuple[int, int]:
     """The stroke's polygon, closed, in 1/256 px from the margin's corner; its first and last place in points.
 
     The left side is written upwards from the middle of ``points``, the right side downwards.
     """
-    arc = 2 * math.acos(half / (half + _ARC))
+    nx, ny = strokes[0], strokes[1]
     right = len(points) // 2
     left = right + 1
-    x0, y0 = x[0] + margin, y[0] + margin
-    nx = ny = before = 0.0  # normal to the left and length of the last stroke
-    for i in range(1, count):
-        x1, y1 = x[i] + margin, y[i] + margin
-        length = math.sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2)
-        if length == 0:
-            continue
-        mx, my = (y1 - y0) / length, (x0 - x1) / length
-        if before == 0:
-            _put(points, left, x0 + half * (mx + my), y0 + half * (my - mx))
-            _put(points, right, x0 - half * (mx - my), y0 - half * (my + mx))
-            left, right = left + 1, right - 1
-        else:
-            cos, turn = nx * mx + ny * my, nx * my - ny * mx
-            bend = math.sqrt(max(1 + cos, 0.0) / 2)  # cos of half the angle between the strokes
-            for side in range(2):
-                inner = (side == 0) == (turn < 0)
-                if inner:
-                    mitred = half <= max(min(before, length), _MITRE * half) * bend
-                else:
-                    mitred = 1 - bend < _FLAT
-                pen = half if side == 0 else -half
-                pieces, sin = 0 if mitred else 1, 0.0
-                if pieces and not inner:
-                    angle = 2 * _arc_cosine(bend)
-                    pieces += int(angle / arc)
-                    sin, cos = _sine_and_cosine(math.copysign(angle / pieces, turn))
-                ox, oy = nx, ny
-                if mitred:
-                    ox, oy = (nx + mx) / (2 * bend * bend), (ny + my) / (2 * bend * bend)
-                for piece in range(pieces + 1):
-                    if piece > 0 and piece == pieces:
-                        ox, oy = mx, my
-                    elif piece > 0:
-                        ox, oy = ox * cos - oy * sin, ox * sin + oy * cos
-                    _put(points, left if side == 0 else right, x0 + pen * ox, y0 + pen * oy)
-                    left, right = (left + 1, right) if side == 0 else (left, right - 1)
-        x0, y0, nx, ny, before = x1, y1, mx, my, length
-    _put(points, left, x0 + half * (nx - ny), y0 + half * (ny + nx))
-    _put(points, right, x0 - half * (nx + ny), y0 - half * (ny - nx))
+    ax, ay, mx, my = x[0] + margin, y[0] + margin, half * nx[0], half * ny[0]
+    _put(points, left, ax + (mx + my), ay + (my - mx))
+    _put(points, right, ax - (mx - my), ay - (my + mx))
+    left, right = left + 1, right - 1
+    for i in range(1, count - 1):
+        ax, ay = x[i] + margin, y[i] + margin
+        to_left = joints[0, i] > 0  # the inside is the left side
+        pen = half if to_left else -half
+        step = 1 if to_left else -1
+        corner_x, corner_y = joints[1, i], joints[2, i]
+        # Inside: the mitre's corner, or the ends of both strokes.
+        at = left if to_left else right
+        mitred = joints[3, i] > 0
+        _put(points, at + step, ax + pen * nx[i], ay + pen * ny[i])
+        ox, oy = corner_x if mitred else nx[i - 1], corner_y if mitred else ny[i - 1]
+        _put(points, at, ax + pen * ox, ay + pen * oy)
+        inner = at + (step if mitred else 2 * step)
+        # Outside: the corner, or an arc from the end of one stroke to the other's.
+        at = right if to_left else left
+        pieces = int(joints[4, i])
+        ox, oy = nx[i - 1] if pieces else corner_x, ny[i - 1] if pieces else corner_y
+        _put(points, at, ax - pen * ox, ay - pen * oy)
+        at -= step
+        for _ in range(1, pieces):
+            ox, oy = ox * joints[6, i] - oy * joints[5, i], ox * joints[5, i] + oy * joints[6, i]
+            _put(points, at, ax - pen * ox, ay - pen * oy)
+            at -= step
+        _put(points, at, ax - pen * nx[i], ay - pen * ny[i])
+        at -= step if pieces else 0
+        left, right = inner if to_left else at, at if to_left else inner
+    end = count - 1
+    ax, ay, mx, my = x[end] + margin, y[end] + margin, half * nx[end - 1], half * ny[end - 1]
+    _put(points, left, ax + (mx - my), ay + (my + mx))
+    _put(points, right, ax - (mx + my), ay - (my - mx))
     left, right = left + 1, right - 1
     points[left, 0], points[left, 1] = points[right + 1, 0], points[right + 1, 1]
     return right + 1, left
@@ -223,7 +278,7 @@ def _mark(
         high[column] = max(high[column], row + 3)
 
 
-@_part
+@_step
 def _mark_polygon(
     points: np.ndarray,
     first: int,
@@ -234,12 +289,12 @@ def _mark_polygon(
     high: np.ndarray,
 ) -> None:
     """Note all edges of a polygon, cut where they go from column to column."""
-    x0, y0 = points[first, 0], points[first, 1]
+    x0, y0 = int(points[first, 0]), int(points[first, 1])
     column = (x0 >> 8) - margin
     rows = len(edges) // len(low)
     slope = 0.0
     for i in range(first + 1, last + 1):
-        x1, y1 = points[i, 0], points[i, 1]
+        x1, y1 = int(points[i, 0]), int(points[i, 1])
         dx, dy = x1 - x0, y1 - y0
         before, slope = slope, dx * 256.0 / dy if dy != 0 else 0.0
         if slope != before:
@@ -263,13 +318,12 @@ def _mark_polygon(
     _mark(edges, low, high, rows, column, y0 / 256, -slope, 0.0)
 
 
-@_part
+@_step
 def _fill(
     edges: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
     margin: int,
-    grey: np.ndarray,
     picture: np.ndarray,
 ) -> None:
     """Make ink of what was noted, and forget it."""
@@ -284,7 +338,7 @@ def _fill(
             edges[at] = 0.0
             if margin <= row < margin + size:
                 # Sums of halves and quarters end a hair below the whole numbers that they mean.
-                picture[row - margin, column] = grey[min(int(abs(area) + 1e-6), 255)]
+                picture[row - margin, column] = np.int32(min(abs(area) + 1e-6, 255.0))
         low[column], high[column] = rows, 0
 
 
@@ -292,7 +346,6 @@ def _fill(
 def draw(
     curves: np.ndarray,
     width: float,
-    grey: np.ndarray,
     pictures: np.ndarray,
     channel: int,
 ) -> None:
@@ -305,8 +358,6 @@ def draw(
         constant one is drawn in the middle.
     width : float
         Of the line, px.
-    grey : ndarray, uint8, shape (256,)
-        From `grey_levels`.
     pictures : ndarray, uint8, shape (m, channels, size, size)
         Written where there is ink; row 0 is the top.
     channel : int
@@ -314,17 +365,18 @@ def draw(
     size = pictures.shape[2]
     half = width / 2
     margin = math.ceil(width) + 1
-    arc = 2 * math.acos(half / (half + _ARC))
     samples = curves.shape[1]
-    curve = np.empty(samples)
     x, y = np.empty(3 * samples + 3), np.empty(3 * samples + 3)
-    points = np.empty((2 * len(x) * (int(math.pi / arc) + 2), 2), np.int64)
+    strokes, joints = np.empty((3, len(x))), np.empty((7, len(x)))
+    points = np.empty((2 * len(x) * (int(math.pi / _arc(half)) + 2), 2), np.int32)
     rows = size + 2 * margin + 3
     edges = np.zeros(size * rows)
     low, high = np.full(size, rows), np.zeros(size, np.int64)
     for i in range(len(curves)):
-        if _scale(curves[i], size, curve):
-            count = _simplify(curve, size, x, y)
-            first, last = _outline(x, y, count, half, margin, points)
+        finite, lowest, span = _range(curves[i])
+        if finite:
+            count = _simplify(curves[i], size, lowest, span, x, y)
+            _joints(x, y, count, half, strokes, joints)
+            first, last = _outline(x, y, count, half, margin, strokes, joints, points)
             _mark_polygon(points, first, last, margin, edges, low, high)
-            _fill(edges, low, high, margin, grey, pictures[i, channel])
+            _fill(edges, low, high, margin, pictures[i, channel])

@@ -26,16 +26,6 @@ CHANNELS = ("raw", *(f"loess_{span:g}" for span in LOESS_SPANS))
 _TOGETHER = 64  # curves at a time
 
 
-def _scale(curves: np.ndarray) -> None:
-    """Bring curves (m, N) in place to 0 to 1; all 0 where constant, NaN where not finite."""
-    low, high = curves.min(1, keepdims=True), curves.max(1, keepdims=True)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        factor = 1 / (high - low)
-        curves -= low
-        curves *= factor
-    curves[np.isinf(factor[:, 0])] = 0
-
-
 def rasterise(
     curves: np.ndarray, *, size: int = PICTURE_SIZE, line_width_px: float = LINE_WIDTH_PX
 ) -> np.ndarray:
@@ -98,9 +88,9 @@ def _render(flux: np.ndarray, spans: tuple[float, ...], size: int, width: float)
         flux = flux.astype(np.float64)
     if not 0 < width < size:
         raise UserError(f"The line's width must be between 0 and {size} pixels; given {width}.")
-    from applecider_batch.features.raster_ink import draw, grey_levels  # a compiler: only where it is used
+    from applecider_batch.features.raster_ink import draw, scale  # a compiler: only where it is used
 
-    grey, width = grey_levels(), float(width)
+    width = float(width)
     pictures = np.zeros((len(flux), 1 + len(spans), size, size), np.uint8)
     # Matrix products round by the number of rows, so it is always the same.
     block = np.zeros((_TOGETHER, flux.shape[1]))
@@ -108,8 +98,8 @@ def _render(flux: np.ndarray, spans: tuple[float, ...], size: int, width: float)
         out = pictures[start : start + _TOGETHER]
         curves = block[: len(out)]
         curves[:] = flux[start : start + _TOGETHER]
-        _scale(curves)
-        draw(curves, width, grey, out, 0)
+        scale(curves)
+        draw(curves, width, out, 0)
         for channel, smooth in enumerate(loess(block, spans), start=1):
-            draw(smooth[: len(out)], width, grey, out, channel)
+            draw(smooth[: len(out)], width, out, channel)
     return pictures
