@@ -245,26 +245,27 @@ def resume(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ray(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole with the serial executor held on one core and with Ray on every core: objects/s and core."""
-    cores = os.cpu_count() or 1
-    found: dict[str, Any] = {"cores": cores}
-    options = {"serial": [], "ray": ["--workers", str(cores)]}
+    """The whole with Ray and with the serial executor on every core, and held on one: objects/s and core."""
     everywhere = os.sched_getaffinity(0)
+    workers = ["--workers", str(len(everywhere))]
+    found: dict[str, Any] = {"cores": len(everywhere)}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        for executor, more in options.items():
-            runs = Path(name) / executor
+        for case, executor, cores, more in (
+            ("serial", "serial", everywhere, []),
+            ("serial_on_one", "serial", {min(everywhere)}, []),
+            ("ray", "ray", everywhere, workers),
+        ):
+            runs = Path(name) / case
             runs.mkdir()
-            # The command inherits it; the serial executor would compute two batches at once on two cores.
-            os.sched_setaffinity(0, {min(everywhere)} if executor == "serial" else everywhere)
+            os.sched_setaffinity(0, cores)  # the command inherits it
             answer = _classified(arguments, "whole", runs, "--executor", executor, *more)
             lines = (runs / f"{arguments.kind}-whole" / "manifest.jsonl").read_text().splitlines()
             moments = {entry["state"]: entry["time"] for entry in map(json.loads, lines)}
             seconds = moments["complete"] - moments["working"]
-            used = cores if executor == "ray" else 1
-            found[executor] = {
+            found[case] = {
                 **answer,
                 "work_seconds": round(seconds, 1),
-                "objects_per_s_and_core": round(answer["objects"] / seconds / used, 2),
+                "objects_per_s_and_core": round(answer["objects"] / seconds / len(cores), 2),
             }
     os.sched_setaffinity(0, everywhere)
     return found

@@ -114,9 +114,11 @@ def _ray(results: Mapping[str, Any], kind: str) -> str:
     found = results.get(f"ray {kind}")
     if not found:
         return ""
-    serial, ray = (found[name]["objects_per_s_and_core"] for name in ("serial", "ray"))
+    names = ("serial", "serial_on_one", "ray")
+    serial, one, ray = (found[name]["objects_per_s_and_core"] for name in names)
     return (
-        f"Ray on {found['cores']} cores beside the serial executor held on one, start-up aside: "
-        f"{ray:,.0f} and {serial:,.0f} objects/s and core, {ray / serial:.2f} (at least 0.9 asked for). "
+        f"Objects a second and core, start-up aside: {ray:,.0f} with Ray on {found['cores']} cores, "
+        f"{serial:,.0f} with the serial executor on the same ({ray / serial:.2f}; at least 0.9 asked for), "
+        f"and {one:,.0f} with the serial executor held on one, the other idle ({ray / one:.2f}). "
         + _load(found)
     )

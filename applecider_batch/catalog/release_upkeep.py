@@ -148,7 +148,7 @@ def list_releases(url: str, *, storage_options: Mapping[str, Any] | None = None)
 def gc(
     url: str, keep: int = 1, *, dry_run: bool = False, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Remove earlier releases and all files that no kept one names; not to be run beside an update.
+    """Remove earlier releases and all files that no kept one names; the command refuses beside an update.
 
     Parameters
     ----------

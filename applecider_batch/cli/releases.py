@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -85,13 +86,12 @@ def fold(
     Example: applecider-batch catalog fold CATALOG
     """
     from applecider_batch.catalog.release_upkeep import fold as fold_catalog
+    from applecider_batch.engine.update import only_writer
 
     options = parse_storage_options(storage_option)
-    answer(
-        fold_catalog(catalog, known=known or (), storage_options=options),
-        format,
-        next_command=f"applecider-batch catalog gc {catalog}",
-    )
+    with only_writer(catalog, options):
+        result = fold_catalog(catalog, known=known or (), storage_options=options)
+    answer(result, format, next_command=f"applecider-batch catalog gc {catalog}")
 
 
 def releases(
@@ -113,11 +113,14 @@ def gc(
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
 ) -> None:
-    """Remove earlier releases of a catalogue, and files that no release names; not beside an update.
+    """Remove earlier releases of a catalogue, and files that no release names; refused beside an update.
 
     Example: applecider-batch catalog gc CATALOG --keep 7
     """
     from applecider_batch.catalog.release_upkeep import gc as gc_catalog
+    from applecider_batch.engine.update import only_writer
 
     options = parse_storage_options(storage_option)
-    answer(gc_catalog(catalog, keep, dry_run=dry_run, storage_options=options), format)
+    with contextlib.nullcontext() if dry_run else only_writer(catalog, options):
+        result = gc_catalog(catalog, keep, dry_run=dry_run, storage_options=options)
+    answer(result, format)

@@ -1,7 +1,8 @@
-"""One driver per run: a lease file with host, pid and heartbeat.
+"""One driver per run, one writer per catalogue: a lease file with host, pid and heartbeat.
 
-The lease keeps two drivers from wasting work on one run.  Correctness does not rest on it but on the
-create-only commit records, so a takeover at the same moment costs time, never a row.
+The lease keeps two drivers from wasting work on one run, and ``catalog gc`` from removing what an update is
+writing.  Correctness of a run does not rest on it but on the create-only commit records, so a takeover at the
+same moment costs time, never a row.
 
 Of a driver on another machine only the heartbeat is seen, and its clock may be wrong.  A heartbeat of the
 last five minutes is believed; one that looks older, or comes from the future, is watched: a driver that lives
@@ -81,12 +82,13 @@ def read_lease(store: Store) -> dict[str, Any] | None:
 
 
 class Lease:
-    """Held by the driver of a run while it works; a context manager.
+    """Held by the driver of a run, or by who changes a catalogue, while it works; a context manager.
 
     Parameters
     ----------
     store : Store
-        The run folder.
+        The run folder, or the catalogue's.
+    what : {"run", "catalogue"}
     on_lost : callable
         Called (from the heartbeat's thread) when another driver has taken the run over.
     on_beat : callable
@@ -103,11 +105,13 @@ class Lease:
         self,
         store: Store,
         *,
+        what: str = "run",
         on_lost: Callable[[], None] = lambda: None,
         on_beat: Callable[[], None] = lambda: None,
         every_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._store, self._on_lost, self._on_beat, self._every = store, on_lost, on_beat, every_seconds
+        self._store, self._what, self._every = store, what, every_seconds
+        self._on_lost, self._on_beat = on_lost, on_beat
         self.token = secrets.token_hex(4)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,17 +150,21 @@ class Lease:
         holder = read_lease(self._store)
         if holder is not None:
             if is_alive(holder, time.time()) or self._still_beats(holder):
+                said = "has a driver already" if self._what == "run" else "is being changed"
+                stop = ", or stop it with: applecider-batch cancel RUN" if self._what == "run" else "."
                 raise UserError(
-                    f"The run '{self._store.url}' has a driver already: process {holder['pid']} on "
+                    f"The {self._what} '{self._store.url}' {said}: process {holder['pid']} on "
                     f"{holder['host']}.",
-                    hint="Wait for it, or stop it with: applecider-batch cancel RUN",
+                    hint=f"Wait for it{stop}",
                 )
-            _log.info("Taking the run over from process %s on %s.", holder["pid"], holder["host"])
+            _log.info("Taking the %s over from process %s on %s.", self._what, holder["pid"], holder["host"])
             self._store.delete(LEASE)
         try:
             self._store.create_only(LEASE, self._contents())
         except FileExistsError:
-            raise UserError(f"Another driver took over the run '{self._store.url}' at this moment.") from None
+            raise UserError(
+                f"Another process took over the {self._what} '{self._store.url}' at this moment."
+            ) from None
 
     def _still_beats(self, holder: dict[str, Any]) -> bool:
         """Whether a driver elsewhere, whose clock says that it is dead, writes another heartbeat."""

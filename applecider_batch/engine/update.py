@@ -13,21 +13,33 @@ models, settings and program must be those of the release, because a release is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from applecider_batch import __version__
 from applecider_batch.engine.api import DEFAULT_OBJECTS_PER_SHARD, check_executor, drive
+from applecider_batch.engine.lease import Lease
 from applecider_batch.engine.plan import Plan, make_plan, open_inputs
 from applecider_batch.engine.run_folder import read_lines
 from applecider_batch.engine.selection import write_selection
 from applecider_batch.errors import UserError
 from applecider_batch.storage import Store, absolute
+
+
+@contextlib.contextmanager
+def only_writer(catalog_url: str, storage_options: Mapping[str, Any] | None) -> Iterator[None]:
+    """While this holds, no other update, fold or removal changes the catalogue; UserError if one does."""
+    from applecider_batch.catalog.store import open_catalog
+
+    store, _ = open_catalog(catalog_url, storage_options)
+    with Lease(store, what="catalogue"):
+        yield
 
 
 def update(
@@ -78,58 +90,59 @@ def update(
     started = time.monotonic()
     archive_url, catalog_url = absolute(archive_url), absolute(catalog_url)
     models = absolute(models) if os.path.isdir(models) else models
-    store, info, completed = open_newest(catalog_url, storage_options)
-    archive, model_set = open_inputs(archive_url, models, None, storage_options)
-    _refuse_others(info, model_set, catalog_url)
-    matcher = matcher_of(info, known, storage_options)
-    same_lists(info, matcher, catalog_url)
+    with only_writer(catalog_url, storage_options):
+        store, info, completed = open_newest(catalog_url, storage_options)
+        archive, model_set = open_inputs(archive_url, models, None, storage_options)
+        _refuse_others(info, model_set, catalog_url)
+        matcher = matcher_of(info, known, storage_options)
+        same_lists(info, matcher, catalog_url)
 
-    snapshot = archive.snapshot
-    answer = {
-        "changed": completed,
-        "catalogue": catalog_url,
-        "snapshot": snapshot.id,
-        "logical_digest": snapshot.logical_digest,
-    }
-    if snapshot.logical_digest == info["identity"]["snapshot"]:
-        return {**answer, **_of_release(info), **_nothing(started)}
-    touched = changed_objects(archive.store, snapshot, info["identity"]["snapshot"])
-    info = with_index(store, info)
-    closing = np.empty(0, np.uint64)
-    if snapshot.jd_max is not None:
-        closing = np.setdiff1d(closing_objects(store, info, snapshot.jd_max), touched)
-    changed = np.union1d(touched, closing)
-    plan = _plan(archive, model_set, changed, info["identity"], archive_url, models, objects_per_shard)
-    run = Store(f"{catalog_url}/runs/{plan.run_id}", storage_options)
-    write_selection(run, changed)
-    found = time.monotonic()
-    done = drive(
-        plan, run, executor=executor, address=address, workers=workers,
-        retry_quarantined=retry_quarantined, progress=progress,
-    )  # fmt: skip
-    classified = time.monotonic()
-    new = add_release(store, info, run.url, changed, as_of_jd=snapshot.jd_max, matcher=matcher)
-    delta = new["deltas"][-1]
-    ended = time.monotonic()
-    return {
-        **answer,
-        **_of_release(new),
-        "changed": True,
-        "objects_touched": len(touched),
-        "objects_closing": len(closing),
-        "objects_classified": done["objects"],
-        "objects_in_error": done["objects_in_error"],
-        "rows_superseded": delta["rows_superseded"],
-        "rows_new": sum(part["rows"] for part in delta["parts"]),
-        "run": run.url,
-        "run_id": plan.run_id,
-        "bytes_read": _bytes_read(run),
-        "seconds": {
-            "find": round(found - started, 3),
-            "classify": round(classified - found, 3),
-            "release": round(ended - classified, 3),
-        },
-    }
+        snapshot = archive.snapshot
+        answer = {
+            "changed": completed,
+            "catalogue": catalog_url,
+            "snapshot": snapshot.id,
+            "logical_digest": snapshot.logical_digest,
+        }
+        if snapshot.logical_digest == info["identity"]["snapshot"]:
+            return {**answer, **_of_release(info), **_nothing(started)}
+        touched = changed_objects(archive.store, snapshot, info["identity"]["snapshot"])
+        info = with_index(store, info)
+        closing = np.empty(0, np.uint64)
+        if snapshot.jd_max is not None:
+            closing = np.setdiff1d(closing_objects(store, info, snapshot.jd_max), touched)
+        changed = np.union1d(touched, closing)
+        plan = _plan(archive, model_set, changed, info["identity"], archive_url, models, objects_per_shard)
+        run = Store(f"{catalog_url}/runs/{plan.run_id}", storage_options)
+        write_selection(run, changed)
+        found = time.monotonic()
+        done = drive(
+            plan, run, executor=executor, address=address, workers=workers,
+            retry_quarantined=retry_quarantined, progress=progress,
+        )  # fmt: skip
+        classified = time.monotonic()
+        new = add_release(store, info, run.url, changed, as_of_jd=snapshot.jd_max, matcher=matcher)
+        delta = new["deltas"][-1]
+        ended = time.monotonic()
+        return {
+            **answer,
+            **_of_release(new),
+            "changed": True,
+            "objects_touched": len(touched),
+            "objects_closing": len(closing),
+            "objects_classified": done["objects"],
+            "objects_in_error": done["objects_in_error"],
+            "rows_superseded": delta["rows_superseded"],
+            "rows_new": sum(part["rows"] for part in delta["parts"]),
+            "run": run.url,
+            "run_id": plan.run_id,
+            "bytes_read": _bytes_read(run),
+            "seconds": {
+                "find": round(found - started, 3),
+                "classify": round(classified - found, 3),
+                "release": round(ended - classified, 3),
+            },
+        }
 
 
 def _of_release(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,15 @@ from applecider_batch.catalog.read import read_table
 from applecider_batch.catalog.release_upkeep import fold, list_releases
 from applecider_batch.catalog.release_upkeep import gc as remove_releases
 from applecider_batch.catalog.store import open_catalog
+from applecider_batch.cli.main import run as run_command
 from applecider_batch.engine.api import classify
+from applecider_batch.engine.lease import LEASE, Lease
 from applecider_batch.engine.update import update
 from applecider_batch.errors import UserError
 from applecider_batch.models.model_set import init_model_set
 from applecider_batch.schema import load_answers
 from applecider_batch.simulate import simulate
+from applecider_batch.storage import Store
 from tests.catalog.same import assert_same
 from tests.engine.conftest import SMALL
 
@@ -149,6 +152,18 @@ def test_what_does_not_go_into_one_release_is_refused(
     monkeypatch.setattr("applecider_batch.engine.update.__version__", "99.0")
     with pytest.raises(UserError, match=r"the version of applecider-batch \(.* in the release, now 99.0\)"):
         small.update()
+    assert bytes_of(small.catalogue) == before
+
+
+def test_one_process_at_a_time_changes_a_catalogue(small: Survey) -> None:
+    before = bytes_of(small.catalogue)
+    with Lease(Store(small.catalogue), what="catalogue"):
+        with pytest.raises(UserError, match="is being changed: process"):
+            small.update()
+        for verb in ("fold", "gc"):
+            assert run_command(["catalog", verb, small.catalogue]) == 4
+        assert run_command(["catalog", "gc", small.catalogue, "--dry-run"]) == 0
+        assert (Path(small.catalogue) / LEASE).exists()
     assert bytes_of(small.catalogue) == before
 
 
