@@ -1,8 +1,8 @@
 """LOESS on a uniform grid: local linear regression with tricube weights (Cleveland 1979, JASA 74, 829).
 
 On a uniform grid the smoother is the same linear map for every curve. Where a sample has neighbours on both
-sides it is a convolution, done by Fourier transforms; towards the ends it is a matrix. Without Cleveland's
-robustness iterations: these depend on the data.
+sides it is a convolution, done by Fourier transforms; towards the left end it is a matrix, and towards the
+right end the same on the mirrored curve. Without Cleveland's robustness iterations: these depend on the data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from applecider_batch.errors import UserError
 
-_BLOCK = 24  # samples at a time: a product too small for BLAS to start threads
+_BLOCK = 20  # samples at a time: a product too small for BLAS to start threads
 _ROWS = 16  # curves at a time, so that what is made on the way stays in the cache
 _FEWEST = 4  # neighbours; the farthest weighs nothing, and a line needs two
 
@@ -51,12 +51,16 @@ def loess(curves: np.ndarray, spans: Sequence[float]) -> np.ndarray:
     for start in range(0, len(curves), _ROWS):
         rows = slice(start, start + _ROWS)
         given = curves[rows]
-        transformed = np.fft.rfft(given)
+        transformed = np.fft.rfft(given).view(np.float64)
         for out, span in zip(smooth[:, rows], spans, strict=True):
-            transform, ends = _smoother(n, float(span))
-            np.fft.irfft(transformed * transform, n, out=out)
-            for first, samples, matrix in ends:
-                out[:, samples] = given[:, first : first + len(matrix)] @ matrix
+            transform, end = _smoother(n, float(span))
+            np.fft.irfft((transformed * transform).view(np.complex128), n, norm="forward", out=out)
+            near, mirrored = len(end), out[:, ::-1]
+            both = np.concatenate([given[:, :near], given[:, ::-1][:, :near]])
+            for first in range(0, near // 2, _BLOCK):
+                samples = slice(first, min(first + _BLOCK, near // 2))
+                made = both @ end[:, samples]
+                out[:, samples], mirrored[:, samples] = made[: len(out)], made[len(out) :]
     return smooth
 
 
@@ -65,30 +69,20 @@ def _neighbours(n: int, span: float) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _smoother(n: int, span: float) -> tuple[np.ndarray, tuple[tuple[int, np.ndarray, np.ndarray], ...]]:
-    """The convolution's transform (N // 2 + 1,), and towards the ends: first neighbour, samples, map."""
+def _smoother(n: int, span: float) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of a transform's numbers (n // 2 * 2 + 2,) and the left end's map (k, k // 2)."""
     k = _neighbours(n, span)
-    at = np.arange(n)
-    first = np.clip(np.ceil(at - k / 2).astype(np.int64), 0, n - k)  # of the k nearest samples
-    cut = np.ceil(at - k / 2) != first
-    inside = np.flatnonzero(~cut)
+    middle = k // 2  # the first sample whose k nearest lie on both sides
     kernel = np.zeros(n)
-    if len(inside):
-        middle = inside[0]
-        kernel[(middle - first[middle] - np.arange(k)) % n] = _weights(middle, first[middle], k)
-    ends = []
-    for start in range(0, n, _BLOCK):
-        samples = at[start : start + _BLOCK][cut[start : start + _BLOCK]]
-        for one in np.unique(first[samples]).tolist():
-            same = samples[first[samples] == one]
-            matrix = np.stack([_weights(sample, one, k) for sample in same.tolist()], axis=1)
-            ends.append((one, same, matrix))
-    return np.fft.rfft(kernel), tuple(ends)
+    kernel[(middle - np.arange(k)) % n] = _weights(middle, k)
+    end = np.stack([_weights(sample, k) for sample in range(middle)], axis=1)
+    # The kernel is symmetric (of an even k the farthest weighs nothing), so that its transform is real.
+    return np.repeat(np.fft.rfft(kernel).real / n, 2), end
 
 
-def _weights(sample: int, first: int, k: int) -> np.ndarray:
-    """What the k neighbours from ``first`` on give to a smoothed sample, (k,)."""
-    d = first + np.arange(k) - sample
+def _weights(sample: int, k: int) -> np.ndarray:
+    """What the first k samples give to a smoothed one, (k,)."""
+    d = np.arange(k) - sample
     w = (1 - (np.abs(d) / np.abs(d).max()) ** 3) ** 3
     s0, s1, s2 = w.sum(), (w * d).sum(), (w * d * d).sum()
     return w * (s2 - s1 * d) / (s0 * s2 - s1 * s1)
