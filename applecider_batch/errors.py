@@ -13,6 +13,8 @@ EXIT_SET_ASIDE = 3
 EXIT_REFUSED = 4
 EXIT_CLUSTER = 5
 EXIT_INTERRUPTED = 130
+#: Whoever read our output had enough, as in ``… | head``; what a shell says of SIGPIPE.
+EXIT_PIPE = 141
 
 
 class AppleciderError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +79,7 @@ def build(
 
     options = parse_storage_options(storage_option)
     lists = [(kind, file) for kind, file in map(parse_known, known or ())]
+    replaced = _matched_with(out, options)
     with open_spread(executor.value, address, workers) as spread:
         result = build_catalog(
             run,
@@ -88,6 +90,8 @@ def build(
             match=MatchOptions(match_radius, window, late_after),
             spread=spread,
         )
+    if replaced and replaced != (now := _lists(result)):
+        say(f"The catalogue of this run that was here, matched with {replaced}, is replaced; now: {now}.")
     for used in (result["crossmatch"] or {}).get("lists", ()):
         if used["rejected"] or not used["rows"]:
             say(
@@ -103,6 +107,21 @@ def build(
     )
     if result.get("partial"):
         raise typer.Exit(EXIT_SET_ASIDE)
+
+
+def _lists(info: Mapping[str, Any]) -> str:
+    return ", ".join(used["list"] for used in (info["crossmatch"] or {}).get("lists", ())) or "no list"
+
+
+def _matched_with(url: str, options: Mapping[str, Any] | None) -> str:
+    """Names of the lists of the catalogue that is there already; empty where there is none."""
+    from applecider_batch.catalog.store import CATALOG_FILE
+    from applecider_batch.storage import Store
+
+    try:
+        return _lists(Store(url, options).read_json(CATALOG_FILE))
+    except (FileNotFoundError, NotADirectoryError, KeyError):
+        return ""
 
 
 def _short(result: dict[str, Any]) -> dict[str, Any]:

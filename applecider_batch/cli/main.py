@@ -32,7 +32,13 @@ from applecider_batch.cli import (
     runs,
     training,
 )
-from applecider_batch.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, AppleciderError
+from applecider_batch.errors import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_PIPE,
+    EXIT_USAGE,
+    AppleciderError,
+)
 
 app = typer.Typer(
     name="applecider-batch",
@@ -118,7 +124,7 @@ def run(arguments: list[str]) -> int:
     -------
     int
         0 done; 1 our fault; 2 usage; 3 finished with something set aside; 4 refused, or a verify failed;
-        5 cluster unreachable; 130/143 interrupted, state safe.
+        5 cluster unreachable; 130/143 interrupted, state safe; 141 nobody reads on.
     """
     debug = os.environ.get("APPLECIDER_BATCH_DEBUG") == "1"
     as_json = ("json" in arguments and "--format" in arguments) or "--format=json" in arguments
@@ -145,8 +151,8 @@ def run(arguments: list[str]) -> int:
             raise
         _complain(error.message, error.hint, as_json, error.exit_code)
         return error.exit_code
-    except BrokenPipeError:
-        return EXIT_INTERNAL
+    except (BrokenPipeError, SystemExit):  # the parser turns a closed pipe into the latter
+        return EXIT_PIPE
     except Exception as error:
         if debug:
             raise

@@ -131,6 +131,10 @@ def _nominal(features: tuple[str, ...]) -> Statistics:
     )
 
 
+#: What a set that was begun and not finished has left.
+_OWN = (".safetensors", ".card.json", "calibration.json")
+
+
 def write_untrained(
     store: Store,
     profile: str,
@@ -149,6 +153,12 @@ def write_untrained(
         raise UserError(
             f"There is a model set at '{store.url}' already.",
             hint=f"Choose another path, or look at it with 'applecider-batch models info {store.url}'.",
+        )
+    others = [name for name in store.ls() if not name.startswith(".") and not name.endswith(_OWN)]
+    if others:
+        raise UserError(
+            f"'{store.url}' is not empty and no model set: it holds {', '.join(others[:3])}.",
+            hint="Choose a new or empty folder.",
         )
     main = tuple(MAIN_NETWORKS[profile].values())
     if unknown := sorted(set(configs) - {*main, *extra}):

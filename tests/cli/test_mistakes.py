@@ -42,6 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("plan --archive gone --models compact", 4, "is not an archive", "applecider-batch ingest"),
         ("classify --archive full --models compact --run r", 4, "no archive.json", "applecider-batch ingest"),
         ("models info compakt", 4, "packaged sets are: compact", "models init"),
+        ("models init full", 4, "is not empty and no model set", "new or empty folder"),
         ("status gone", 4, "no plan.json", "applecider-batch classify"),
         ("catalog build gone --out c", 4, "no plan.json", "applecider-batch classify"),
         ("candidates find gone --out c.parquet", 4, "no catalog.json", "catalog build"),
@@ -105,3 +106,17 @@ def test_people_read_units_and_dates() -> None:
         ["jd", "max", "2460449.8785", "(2024-05-19)"],
         ["driver", "-"],
     ]
+
+
+def test_output_that_nobody_reads_on_is_no_fault() -> None:
+    code = "from applecider_batch.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "models", "info", "compact", "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (141, "")
