@@ -36,7 +36,7 @@ _ONE = 256  # units in a pixel
 
 # A part of a function that is compiled: written into it, as a call would cost more than the part does.
 _part = numba.njit(forceinline=True, error_model="numpy")
-_step = numba.njit(error_model="numpy")  # called once a curve: compiled alone, its loops are better code
+_step = numba.njit(error_model="numpy")  # once a curve, where a call costs nothing
 
 
 @_step
