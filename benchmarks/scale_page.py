@@ -17,7 +17,8 @@ python -m benchmarks.scale page FOLDER
 Archives made by replication of a simulated survey and of real objects with alerts: every copy has new
 objectIds and candids and lies at another right ascension, so it passes through ingest, planning, features,
 networks and commits like any other object. The tenth holds the same objects a tenth as often. The networks
-are the main ones of an untrained model set, on a CPU thread; each command is a process of its own. Where the
+are the main ones of an untrained model set; a batch has one CPU thread, and the serial executor computes two
+batches at once where there are two cores. Each command is a process of its own. Where the
 load average is above the number of processes measured, the machine was busy with other work: then seconds say
 little and CPU seconds more. What is asked for is in the last column.
 """

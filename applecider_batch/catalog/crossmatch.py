@@ -11,6 +11,9 @@ The status of an episode:
                    written before the first detection
 ``unchecked``      otherwise (no position, no first detection, no transient list, list too old)
 
+An episode without a position is looked for by its objectId in the lists that give the survey's names; that it
+is not in them proves nothing.
+
 TNS asks its users to match against its dump on their own machines.  The search is a k-d tree of unit vectors;
 memory is that of the lists and of one batch of rows.
 """
@@ -62,6 +65,7 @@ class Matches:
     ----------
     episode, source : ndarray of int64, shape (p,)
     sep_arcsec : ndarray of float64, shape (p,)
+        NaN where the episode has no position and its name was found.
     dt_days : ndarray of float64, shape (p,)
         Discovery minus first detection; NaN where the discovery is not dated to the day.
     in_window : ndarray of bool, shape (p,)
@@ -115,6 +119,9 @@ class CrossMatcher:
         self._names = pa.array([n for k in self.lists for n in k.names], pa.string())
         self._types = pa.array([t for k in self.lists for t in k.types], pa.string())
         self._labels = pa.array([f"{k.kind}:{k.label}" for k in self.lists], pa.string())
+        objects = pa.array([n for k in self.lists for n in (k.objects or [None] * len(k))], pa.string())
+        self._named = np.flatnonzero(objects.is_valid().to_numpy(zero_copy_only=False))
+        self._objects = objects.take(pa.array(self._named))
         xyz = unit_vectors(*(np.concatenate([getattr(k, c) for k in self.lists]) for c in ("ra", "dec")))
         self._tree = cKDTree(xyz)
         ends = [k.until for k in self.lists if k.kind == "transient" and k.until is not None]
@@ -139,9 +146,14 @@ class CrossMatcher:
         }
 
     def match(
-        self, ra: np.ndarray, dec: np.ndarray, first: np.ndarray, last: np.ndarray | None = None
+        self,
+        ra: np.ndarray,
+        dec: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray | None = None,
+        names: pa.Array | None = None,
     ) -> Matches:
-        """Pairs of episodes and sources within the radius.
+        """Pairs of episodes and sources within the radius, or of one name where there is no position.
 
         Parameters
         ----------
@@ -149,6 +161,8 @@ class CrossMatcher:
             ICRS, degrees; NaN where unknown.
         first, last : ndarray of float64, shape (n,)
             JD of the first (t0) and the last detection; NaN where unknown.
+        names : Array of string, length n, optional
+            objectIds.
         """
         last = first if last is None else last
         placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
@@ -156,6 +170,10 @@ class CrossMatcher:
             self._tree, unit_vectors(ra[placed], dec[placed]), self.options.radius_arcsec
         )
         episode = placed[row]
+        if names is not None and len(self._named):
+            lost, named = self._by_name(names, np.setdiff1d(np.arange(len(ra)), placed))
+            episode, source = np.concatenate([episode, lost]), np.concatenate([source, named])
+            sep = np.concatenate([sep, np.full(len(lost), np.nan)])
         lo, hi = self._lo[source] - first[episode], self._hi[source] - first[episode]
         early, late = self.options.window_days
         undated = np.isnan(lo)
@@ -168,6 +186,13 @@ class CrossMatcher:
         order = order[keep[order]]
         dt = np.where(hi - lo > 1.0, np.nan, lo)
         return Matches(episode[order], source[order], sep[order], dt[order], inside[order])
+
+    def _by_name(self, names: pa.Array, episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (episode, source) of equal names."""
+        ours = pa.table({"name": names.take(pa.array(episodes)), "episode": episodes})
+        theirs = pa.table({"name": self._objects, "source": self._named})
+        both = ours.join(theirs, "name", join_type="inner")
+        return both.column("episode").to_numpy(), both.column("source").to_numpy()
 
     def annotate(self, table: pa.Table) -> pa.Table:
         """Rows with their cross-match columns; the table must hold whole objects in row order.
@@ -187,7 +212,8 @@ class CrossMatcher:
             for name in ("ra", "dec", "t0", "jd_first", "jd_last")
         )
         first = np.where(np.isnan(t0), jd_first, t0)
-        found = self.match(ra, dec, first, jd_last)
+        names = episodes.column("objectId").combine_chunks().cast(pa.string())
+        found = self.match(ra, dec, first, jd_last, names)
         columns = self._columns(episodes, found, first, np.isfinite(ra) & np.isfinite(dec))
         spread = pa.array(np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1)))
         schema = load_table("catalogue").arrow
@@ -206,7 +232,7 @@ class CrossMatcher:
             "name": self._names.take(source),
             "type": self._types.take(source),
             "list": self._labels.take(pa.array(self._list).take(source)),
-            "sep": pa.array(found.sep_arcsec),
+            "sep": pa.array(found.sep_arcsec, mask=np.isnan(found.sep_arcsec)),
             "dt": pa.array(found.dt_days, mask=np.isnan(found.dt_days)),
             "in_window": pa.array(found.in_window),
         }
@@ -231,9 +257,9 @@ class CrossMatcher:
         return {
             "xm_tns_name": self._names.take(index),
             "xm_tns_type": self._types.take(index),
-            "xm_tns_sep": pa.array(sep, mask=~hit),
+            "xm_tns_sep": pa.array(sep, mask=~hit | np.isnan(sep)),
             "xm_tns_dt": pa.array(dt, mask=~hit | np.isnan(dt)),
-            "xm_n": pa.array(np.bincount(found.episode, minlength=n), mask=~placed),
+            "xm_n": pa.array(np.bincount(found.episode, minlength=n), mask=~(placed | hit)),
             "xm_list": self._labels.take(in_list),
             "known_status": pa.array(status.tolist(), pa.string()),
             "tns_eligible": self._eligible(episodes, found, status),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ _IAU_YEAR = re.compile(r"^(?:SN|AT|TDE)?\s?((?:19|20)\d{2})[A-Za-z]{1,5}$")
 _DATE = re.compile(
     r"^(\d{3,4})(?:[-/](\d{1,2})(?:[-/](\d{1,2}(?:\.\d+)?))?)?(?:[ T](\d{2}:\d{2}(?::\d{2})?).*)?$"
 )
+_OBJECT = re.compile(r"\bZTF\d{2}[a-z]{7}\b")
 _BTS_JD = 2458000.0
 _UNIX_JD = 2440587.5
 
@@ -66,6 +67,8 @@ class KnownList:
         JD at which the list was written, where it says so: it cannot know of anything later.
     rejected : int
         Rows without a usable position.
+    objects : list of str or None
+        The survey's own name of a source, where the list gives it; empty if it gives none.
     """
 
     label: str
@@ -80,6 +83,7 @@ class KnownList:
     types: list[str | None]
     until: float | None
     rejected: int
+    objects: list[str | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ra)
@@ -169,8 +173,17 @@ def _known_list(
     received = _dates(kept, found["received"])[0]
     return KnownList(
         label, kind, digest, np.mod(ra[good], 360.0), dec[good], lo, hi, received, names,
-        _texts(kept, found["type"]), until, int((~good).sum()),
+        _texts(kept, found["type"]), until, int((~good).sum()), _objects(kept, by_name),
     )  # fmt: skip
+
+
+def _objects(frame: pl.DataFrame, by_name: Mapping[str, str]) -> list[str | None]:
+    """ZTF's name of each source, from the columns of names and from TNS's ``internal_names``."""
+    wanted = (*_ALIASES["name"], "internal_names", "ztf_id")
+    columns = [_texts(frame, by_name[name]) for name in wanted if name in by_name]
+    found = [_OBJECT.search(" ".join(filter(None, row))) for row in zip(*columns, strict=True)]
+    objects = [None if name is None else name[0] for name in found]
+    return objects if any(objects) else []
 
 
 def _texts(frame: pl.DataFrame, column: str | None) -> list[str | None]:

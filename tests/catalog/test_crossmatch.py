@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from applecider_batch.catalog.build import build_catalog
@@ -98,6 +101,38 @@ def test_status(lists: list[KnownList], status: str) -> None:
     first = np.array([1000.0])
     found = matcher.match(np.array([10.0]), np.array([5.0]), first)
     assert matcher._status(found, first, np.array([True])).tolist() == [status]
+
+
+def test_an_object_without_a_position_is_found_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "name_prefix,name,ra,declination,internal_names\n"
+        'SN,2020a,1,2,"ATLAS20x, ZTF20aaaaaaa"\nAT,2020b,3,4,\n'
+    )
+    assert read_known(str(tmp_path / "a.csv")).objects == ["ZTF20aaaaaaa", None]
+    known = replace(_list([10, 20], [5, 6], [1005, 1005]), objects=[None, "ZTF20aaaaaaa"])
+    names = pa.array(["ZTF20aaaaaaa", "ZTF20aaaaaab", "ZTF20aaaaaaa"])
+    ra, dec, first = np.array([np.nan, np.nan, 20]), np.array([np.nan, np.nan, 6]), np.full(3, 1000.0)
+    found = CrossMatcher([known]).match(ra, dec, first, names=names)
+    assert (found.episode.tolist(), found.source.tolist()) == ([0, 2], [1, 1])
+    assert np.isnan(found.sep_arcsec[0])
+    assert found.sep_arcsec[1] == pytest.approx(0.0, abs=1e-6)
+    status = CrossMatcher([known])._status(found, first, np.isfinite(ra))
+    assert status.tolist() == ["known", "unchecked", "known"]
+
+    # In rows of a catalogue, and in the side table.
+    run = write_run(tmp_path / "run", object_names(60))
+    build_catalog(str(run), str(tmp_path / "plain"))
+    table = read_table(str(tmp_path / "plain"))
+    row = next(r for r in table.to_pylist() if r["t0"] is not None)
+    ours = pc.equal(table.column("objectId"), row["objectId"])
+    for name in ("ra", "dec"):
+        column = pc.if_else(ours, pa.scalar(None, pa.float64()), table.column(name))
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    known = replace(_list(0, 0, row["t0"] + 2), objects=[row["objectId"]])
+    rows, pairs = CrossMatcher([known]).annotate_with_pairs(table)
+    for got in rows.filter(ours).to_pylist():
+        assert (got["known_status"], got["xm_n"], got["xm_tns_sep"]) == ("known", 1, None)
+    assert pairs.select(["objectId", "sep"]).to_pylist() == [{"objectId": row["objectId"], "sep": None}]
 
 
 def test_built_catalogue(tmp_path: Path) -> None:
