@@ -37,7 +37,10 @@ class TinyImage(nn.Module):
 
 
 def build(modality: str) -> nn.Module:
-    """The network of a modality, always with the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return (TinyPhotometry() if modality == "photometry" else TinyImage()).eval()
+    """The network of a modality, always with the same weights; several threads build at the same time."""
+    made = TinyPhotometry() if modality == "photometry" else TinyImage()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weights in made.parameters():
+            weights.uniform_(-0.4, 0.4, generator=generator)
+    return made.eval()
