@@ -103,25 +103,22 @@ class RaySpread:
         common = ray.put(shared)
         remaining = iter(tasks)
         waiting: deque[_Waiting] = deque()
-        try:
-            while True:
-                while len(waiting) < self._workers + 1:
-                    for task in remaining:
-                        waiting.append(_Waiting(task, work.remote(function, common, task)))
-                        break
-                    else:
-                        break
-                if not waiting:
-                    return
-                self._renew_dead(waiting, lambda task: work.remote(function, common, task))
-                result, done, notes = ray.get(waiting.popleft().ref)
-                if progress is not None and done:
-                    progress.update(done, **notes)
-                yield result
-        finally:
-            for left in waiting:
-                with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                    ray.cancel(left.ref, force=True)
+        # What is left after an error ends with the connection: ray.cancel can end this process (a failed
+        # check within Ray 2.60, when the task ends at the same moment).
+        while True:
+            while len(waiting) < self._workers + 1:
+                for task in remaining:
+                    waiting.append(_Waiting(task, work.remote(function, common, task)))
+                    break
+                else:
+                    break
+            if not waiting:
+                return
+            self._renew_dead(waiting, lambda task: work.remote(function, common, task))
+            result, done, notes = ray.get(waiting.popleft().ref)
+            if progress is not None and done:
+                progress.update(done, **notes)
+            yield result
 
     def _renew_dead(self, waiting: deque[_Waiting], hand_in: Callable[[Any], Any]) -> None:
         """Wait until the first task has ended well; those that died meanwhile are handed in again.

@@ -113,7 +113,7 @@ def test_classify_as_a_job(head: Head, inputs: Inputs, tmp_path: Path) -> None:
     for name, there in (("archive", inputs.archive), ("models", inputs.models)):
         (tmp_path / name).symlink_to(there)
     arguments = ["--archive", "archive", "--models", "models", "--run", "run", "--horizons", "10,full"]
-    arguments += ["--objects-per-shard", "3", "--workers", "1", "--device", "cpu"]
+    arguments += ["--objects-per-shard", "1", "--workers", "1", "--device", "cpu"]
     first, _ = head.submit("classify", arguments, tmp_path, follow=False)
     again, said = head.submit("classify", arguments, tmp_path, follow=False)
     assert (first["attached"], again["attached"]) == (False, True)
