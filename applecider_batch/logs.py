@@ -74,6 +74,10 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def expect(self, total: int) -> None:
+        """Units in all, where they are known only by now."""
+        self.total = total
+
     def already(self, done: int) -> None:
         """Units finished earlier (a resumed run): shown, but not counted into the rate."""
         self.done += done

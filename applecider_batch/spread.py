@@ -27,6 +27,9 @@ class Update(Protocol):
 class ProgressLike(Protocol):
     """What is asked of a progress display (``logs.Progress``)."""
 
+    def expect(self, total: int) -> None:
+        """Units in all."""
+
     def update(self, done: int = 1, **notes: Any) -> None:
         """Count units and show notes."""
 

@@ -23,6 +23,7 @@ from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import MultisetDigest, hash64
 from applecider_batch.errors import StorageError
 from applecider_batch.schema import load_table
+from applecider_batch.spread import ProgressLike
 from applecider_batch.storage import Store
 
 _CHUNK = 8 << 20
@@ -52,6 +53,7 @@ def verify(
     *,
     snapshot: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    progress: ProgressLike | None = None,
 ) -> dict[str, Any]:
     """Check an archive against its snapshot.
 
@@ -59,6 +61,7 @@ def verify(
     the sums of the sources' counts, the records of what changed, and the logical digest, recomputed from the
     rows. With ``deep`` also
     that every stamp has the pixels of its shape and an alert, and that the photometry is de-duplicated.
+    ``progress`` counts the files of parts.
 
     Returns
     -------
@@ -73,7 +76,14 @@ def verify(
     """
     archive = Archive.open(url, storage_options, snapshot)
     found = _Findings()
-    readable = [part for part in archive.parts if _check_part(part, deep, found)]
+    readable = []
+    if progress is not None:
+        progress.expect(sum(len(part.record.tables) for part in archive.parts))
+    for part in archive.parts:
+        if _check_part(part, deep, found):
+            readable.append(part)
+        if progress is not None:
+            progress.update(len(part.record.tables))
     if len(readable) == len(archive.parts):
         _check_packets(archive, found)
         if deep:

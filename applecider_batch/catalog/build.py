@@ -83,6 +83,8 @@ def build_catalog(
 
     matcher = CrossMatcher(known, match) if known else None
     committed = [shard for shard in run.shards if shard.shard_id in run.commits]
+    if progress is not None:
+        progress.expect(len(committed))
     qvalues, siblings = QValues(), Siblings()
     wanted = (*QValues.COLUMNS, *Siblings.COLUMNS)
     for table in spread.map(_read_columns, (run, wanted), committed):

@@ -18,7 +18,7 @@ from applecider_batch.catalog.store import BATCH_ROWS, iter_rows, open_catalog
 from applecider_batch.catalog.summary import FULL
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
-from applecider_batch.spread import Spread
+from applecider_batch.spread import ProgressLike, Spread
 from applecider_batch.storage import Store, store_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def export_catalog(
     *,
     horizon: float | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    progress: ProgressLike | None = None,
     spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Write a catalogue in another format.
@@ -47,6 +48,8 @@ def export_catalog(
     to : {"parquet", "csv", "ecsv", "hats", "votable", "fits"}
     horizon : float or "full", optional
         Only this horizon; all by default.
+    progress : ProgressLike, optional
+        Counts rows, for ``hats`` in both passes; those made in memory when they are written.
     spread : Spread, optional
         Where ``hats`` is made; by default in this process. The other formats are one file, written here.
 
@@ -69,17 +72,32 @@ def export_catalog(
 
         found = sorted(info["classes"], key=lambda name: float("inf") if name == FULL else float(name))
         labels = found if label is None else [label]
-        return export_hats(store, info, out, labels, storage_options=storage_options, spread=spread)
+        return export_hats(
+            store, info, out, labels, storage_options=storage_options, progress=progress, spread=spread
+        )
     target, name = store_of(out, storage_options)
     if to in ("parquet", "csv"):
-        tables = (table if label is None else only_horizon(table, label) for table in iter_rows(store, info))
+        tables = _counted(iter_rows(store, info), info["rows"], progress)
+        if label is not None:
+            tables = (only_horizon(table, label) for table in tables)
         rows = (_write_parquet if to == "parquet" else _write_csv)(target, name, tables)
     else:
         table = read_table(url, horizon=label, storage_options=storage_options)
         writer = {"votable": _write_votable, "fits": _write_fits, "ecsv": _write_ecsv}[to]
         writer(target, name, table, info)
         rows = table.num_rows
+        if progress is not None:
+            progress.update(rows)
     return {"format": to, "out": out, "rows": rows, "files": 1}
+
+
+def _counted(tables: Iterator[pa.Table], total: int, progress: ProgressLike | None) -> Iterator[pa.Table]:
+    if progress is not None:
+        progress.expect(total)
+    for table in tables:
+        yield table
+        if progress is not None:
+            progress.update(table.num_rows)
 
 
 def _write_parquet(target: Store, name: str, tables: Iterator[pa.Table]) -> int:

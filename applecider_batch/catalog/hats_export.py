@@ -41,7 +41,7 @@ from applecider_batch.catalog.read import only_horizon
 from applecider_batch.catalog.store import iter_rows
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
-from applecider_batch.spread import Here, Spread, Update
+from applecider_batch.spread import Here, ProgressLike, Spread, Update
 from applecider_batch.storage import Store
 
 ROWS_PER_PARTITION = 200_000
@@ -61,6 +61,7 @@ def export_hats(
     *,
     rows_per_partition: int = ROWS_PER_PARTITION,
     storage_options: Mapping[str, Any] | None = None,
+    progress: ProgressLike | None = None,
     spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Write one HATS collection per horizon.
@@ -73,6 +74,8 @@ def export_hats(
         A folder that does not exist yet, or is empty.
     labels : sequence of str
         Horizons.
+    progress : ProgressLike, optional
+        Counts rows: when they are sorted and when they are written, those of margins too.
     spread : Spread, optional
         Where rows are sorted and partitions written; by default in this process.
 
@@ -103,7 +106,7 @@ def export_hats(
         for label in labels:
             name = f"horizon_{label}"
             collection = _Collection(store, info, label, target.join(name), rows_per_partition)
-            found = collection.write(spread, scratch)
+            found = collection.write(spread, scratch, progress)
             if found is None:
                 continue
             rows, without, files = rows + found[0], without + found[1], files + found[2]
@@ -136,7 +139,9 @@ class _Collection:
     def __init__(self, store: Store, info: Mapping[str, Any], label: str, target: Store, limit: int) -> None:
         self.store, self.info, self.label, self.target, self.limit = store, info, label, target, limit
 
-    def write(self, spread: Spread, scratch: Store | None) -> tuple[int, int, int] | None:
+    def write(
+        self, spread: Spread, scratch: Store | None, progress: ProgressLike | None
+    ) -> tuple[int, int, int] | None:
         """Rows written, rows without a position and files; None where no row has a position."""
         from hats.catalog.dataset.collection_properties import CollectionProperties
 
@@ -159,7 +164,7 @@ class _Collection:
         places = {"catalogue": pixels, margin_name: margin_pixels}
         with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="applecider-hats-") as built:
             sorted_rows, in_margin = [], set()
-            for rows, margins in spread.map(_sort_rows, shuffle, groups):
+            for rows, margins in spread.map(_sort_rows, shuffle, groups, progress):
                 stack.callback(rows.close)
                 sorted_rows.append(rows)
                 in_margin |= margins
@@ -167,7 +172,8 @@ class _Collection:
             tasks = [task for task in tasks if task[0] == "catalogue" or task[1] in in_margin]
             datasets = {name: _Dataset(Path(built) / name) for name in places}
             reduce = _Reduce(self.target, Several(sorted_rows), places)
-            for task, (count, footer) in zip(tasks, spread.map(_write_partition, reduce, tasks), strict=True):
+            written = spread.map(_write_partition, reduce, tasks, progress)
+            for task, (count, footer) in zip(tasks, written, strict=True):
                 datasets[task[0]].take(places[task[0]][task[1]], count, footer)
             properties: dict[str, Any] = {
                 "name": f"horizon_{self.label}",
@@ -322,6 +328,7 @@ def _sort_rows(shuffle: _Shuffle, group: _Group, update: Update) -> tuple[Spill 
             near, numbers = margin_rows(index >> margin_shift, shuffle.cells, shuffle.owner)
             add(f"catalogue_{MARGIN_ARCSEC:g}arcs", placed.take(pa.array(near)), numbers)
             margins.update(np.unique(numbers).tolist())
+            update(table.num_rows)
         spill.flush()
         rows: Spill | Published = spill
         if shuffle.scratch is not None:
@@ -343,4 +350,5 @@ def _write_partition(reduce: _Reduce, task: tuple[str, int], update: Update) -> 
         writer.write_table(table, row_group_size=20_000)
     footer = io.BytesIO()
     footers[0].write_metadata_file(footer)
+    update(table.num_rows)
     return table.num_rows, footer.getvalue()

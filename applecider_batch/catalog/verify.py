@@ -21,6 +21,7 @@ from applecider_batch.catalog.summary import FULL, Summary, horizon_label
 from applecider_batch.digest import hash64
 from applecider_batch.inference.fusion import MODALITY_BITS
 from applecider_batch.schema import load_table
+from applecider_batch.spread import ProgressLike
 from applecider_batch.storage import Store
 from applecider_batch.taxonomy import CLASS_KEYS, CLASSES, GATES
 
@@ -29,7 +30,9 @@ TOLERANCE = 2e-6
 _CHUNK = 1 << 22
 
 
-def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def verify_catalog(
+    url: str, *, storage_options: Mapping[str, Any] | None = None, progress: ProgressLike | None = None
+) -> dict[str, Any]:
     """Check a catalogue against itself.
 
     Checked are: size and sha256 of every part; schema and nulls; order and uniqueness of (objectId, episode,
@@ -38,6 +41,12 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     class_top1 only in scope and equal to the largest probability; no probabilities on failed rows; anomaly
     flags and q-values that follow from their p-values; sibling groups; the counts of ``catalog.json``;
     ``content_sha256``.
+
+    Parameters
+    ----------
+    url : str
+    progress : ProgressLike, optional
+        Counts rows.
 
     Returns
     -------
@@ -52,6 +61,8 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
     """
     store, info = open_catalog(url, storage_options)
     problems = _Problems()
+    if progress is not None:
+        progress.expect(info["rows"])
     _check_files(store, info, problems)
     summary, content, siblings = Summary(info["identity"].get("cuts")), ContentDigest(), Siblings()
     qvalues = QValues()
@@ -81,6 +92,8 @@ def verify_catalog(url: str, *, storage_options: Mapping[str, Any] | None = None
         content.update(table)
         siblings.update(table)
         qvalues.update(table)
+        if progress is not None:
+            progress.update(table.num_rows)
     else:  # every table has the schema's columns
         _check_siblings(store, info, siblings, problems)
         _check_qvalues(store, info, qvalues, problems)

@@ -179,14 +179,18 @@ def verify(
     ] = False,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
+    quiet: QuietOption = False,
 ) -> None:
     """Check files, counts, order and digests; exit code 4 if anything is wrong.
 
     Example: applecider-batch archive verify ARCHIVE --deep
     """
     from applecider_batch.archive.verify import verify as run
+    from applecider_batch.logs import Progress
 
-    result = run(url, deep=deep, storage_options=parse_storage_options(storage_option))
+    options = parse_storage_options(storage_option)
+    with Progress("verify", unit="files", enabled=not quiet) as progress:
+        result = run(url, deep=deep, storage_options=options, progress=progress)
     answer(result, format)
     if result["problems"]:
         raise typer.Exit(EXIT_REFUSED)

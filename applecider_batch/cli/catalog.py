@@ -13,6 +13,7 @@ from applecider_batch.cli.executors import AddressOption, Executor, ExecutorOpti
 from applecider_batch.cli.output import (
     Format,
     FormatOption,
+    QuietOption,
     StorageOption,
     answer,
     parse_storage_options,
@@ -67,6 +68,7 @@ def build(
     workers: TasksOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
+    quiet: QuietOption = False,
 ) -> None:
     """Build a catalogue from a run's committed shards, checking counts, duplicates and checksums.
 
@@ -76,11 +78,15 @@ def build(
     from applecider_batch.catalog.crossmatch import MatchOptions
     from applecider_batch.catalog.known import parse_known, read_known
     from applecider_batch.engine.ray_spread import open_spread
+    from applecider_batch.logs import Progress
 
     options = parse_storage_options(storage_option)
     lists = [(kind, file) for kind, file in map(parse_known, known or ())]
     replaced = _matched_with(out, options)
-    with open_spread(executor.value, address, workers) as spread:
+    with (
+        open_spread(executor.value, address, workers) as spread,
+        Progress("catalog build", unit="shards", enabled=not quiet) as progress,
+    ):
         result = build_catalog(
             run,
             out,
@@ -88,6 +94,7 @@ def build(
             storage_options=options,
             known=[read_known(file, kind, storage_options=options) for kind, file in lists],
             match=MatchOptions(match_radius, window, late_after),
+            progress=progress,
             spread=spread,
         )
     if replaced and replaced != (now := _lists(result)):
@@ -143,15 +150,21 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
 
 @catalog_app.command("verify")
 def verify(
-    catalog: CatalogArgument, storage_option: StorageOption = None, format: FormatOption = Format.human
+    catalog: CatalogArgument,
+    storage_option: StorageOption = None,
+    format: FormatOption = Format.human,
+    quiet: QuietOption = False,
 ) -> None:
     """Check a catalogue and print its content_sha256; exit code 4 if anything is wrong.
 
     Example: applecider-batch catalog verify CATALOG
     """
     from applecider_batch.catalog.verify import verify_catalog
+    from applecider_batch.logs import Progress
 
-    result = verify_catalog(catalog, storage_options=parse_storage_options(storage_option))
+    options = parse_storage_options(storage_option)
+    with Progress("catalog verify", unit="rows", enabled=not quiet) as progress:
+        result = verify_catalog(catalog, storage_options=options, progress=progress)
     answer(result, format)
     if result["problems"]:
         raise typer.Exit(EXIT_REFUSED)
@@ -169,6 +182,7 @@ def export(
     workers: TasksOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a catalogue for other tools: Parquet, CSV, ECSV, HATS (LSDB), VOTable (TOPCAT), FITS.
 
@@ -177,12 +191,18 @@ def export(
     from applecider_batch.catalog.export import export_catalog
     from applecider_batch.engine.ray_spread import open_spread
     from applecider_batch.errors import UsageError
+    from applecider_batch.logs import Progress
 
     if executor is Executor.ray and to is not ExportFormat.hats:
         raise UsageError(f"Only hats is exported by a Ray cluster; {to.value} is one file.")
     options = parse_storage_options(storage_option)
-    with open_spread(executor.value, address, workers) as spread:
-        result = export_catalog(catalog, out, to.value, storage_options=options, spread=spread)
+    with (
+        open_spread(executor.value, address, workers) as spread,
+        Progress("catalog export", unit="rows", enabled=not quiet) as progress,
+    ):
+        result = export_catalog(
+            catalog, out, to.value, storage_options=options, progress=progress, spread=spread
+        )
     answer(result, format)
 
 
