@@ -60,12 +60,12 @@ def fold(
     UserError
         If it cannot be folded, or the rows read are not those that the release promises.
     """
-    store, info, _ = open_newest(url, storage_options)
+    store, info, completed = open_newest(url, storage_options)
     matcher = matcher_of(info, known, storage_options)
     if matcher is not None and matcher.describe() == info["crossmatch"]:
         matcher = None
     if not info.get("deltas") and matcher is None:
-        return _folded(store, info, False)
+        return _folded(store, info, completed)
     summary, index, qvalues = Summary(info["identity"].get("cuts")), LayerIndex(), QValues()
     checked, content = ContentDigest(), ContentDigest()
     matched: list[pa.Table] = []
@@ -179,6 +179,8 @@ def gc(
         size += store.size(path)
         if not dry_run:
             store.delete(path)
+    if not dry_run:
+        store.delete(RUNS, recursive=True)  # the empty folders
     return {
         "releases_kept": kept,
         "releases_removed": [number for number in listed if number not in kept],

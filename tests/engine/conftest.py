@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,3 +37,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     ingest(nights[10:], archive, spectra=[str(folder / "survey" / "spectra.parquet")])
     init_model_set(folder / "models", seed=2, configs=SMALL)
     return Inputs(archive, str(folder / "models"))
+
+
+@pytest.fixture(scope="session")
+def not_updated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a catalogue and of an archive to which nights came since."""
+    from tests.engine import nightly
+
+    folder = tmp_path_factory.mktemp("nightly")
+    nightly.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def updated(not_updated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after an update that nothing disturbed."""
+    from tests.engine import nightly
+
+    folder = tmp_path_factory.mktemp("updated") / "a"
+    shutil.copytree(not_updated, folder)
+    assert nightly.update_of(folder)["changed"]
+    return folder

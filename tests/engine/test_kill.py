@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -15,11 +14,7 @@ import pytest
 
 from applecider_batch.catalog.run_folder import RunFolder
 from tests.engine import fakes
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+from tests.engine.killed import ENVIRONMENT, ROOT
 
 
 def command(executor: str, archive: str, run: Path, workers: int = 1) -> list[str]:
