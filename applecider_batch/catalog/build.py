@@ -184,7 +184,8 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
                 f"'{out.url}' already holds the catalogue of run {there.get('run_id')}, not of {run.run_id}.",
                 hint="Choose another folder.",
             )
-    elif [name for name in out.ls() if name not in ("rows", RUN_FILE, *SIDE_TABLES)]:
+    # Names with a dot are what killed writers leave.
+    elif [n for n in out.ls() if n not in ("rows", RUN_FILE, *SIDE_TABLES) and not n.startswith(".")]:
         raise UserError(f"'{out.url}' is not empty and no catalogue.", hint="Choose a new folder.")
 
 

@@ -155,12 +155,12 @@ class RunFolder:
         return name if "/" in name else f"data/{name}"
 
     def read_columns(self, shard: Shard, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a committed shard; empty where they cannot be read: :meth:`read_shard` says why."""
+        """Some columns of a committed shard; where they cannot be read, those of :meth:`read_shard`."""
         try:
             with self.store.open_input(self._data_file(shard)) as source:
                 return pq.read_table(source, columns=list(columns)).select(list(columns))
         except (OSError, KeyError, pa.ArrowInvalid):
-            return load_table("catalogue").arrow.empty_table().select(list(columns))
+            return self.read_shard(shard).select(list(columns))
 
     def read_shard(self, shard: Shard) -> pa.Table:
         """Rows of a committed shard, checked against its commit record.

@@ -18,6 +18,7 @@ from applecider_batch.catalog.content import ContentDigest
 from applecider_batch.catalog.funnel import STEPS, funnel_table
 from applecider_batch.catalog.parts import _Hashing
 from applecider_batch.catalog.read import read_catalog, read_table
+from applecider_batch.catalog.run_folder import RunFolder
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
@@ -194,6 +195,32 @@ def test_places_that_are_something_else_are_refused(run: Path, tmp_path: Path) -
         build_catalog(str(run), str(tmp_path / "cat"))
     with pytest.raises(UserError, match="is not a catalogue"):
         verify_catalog(str(run))
+
+
+def test_what_a_killed_build_leaves_is_no_other_content(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for name in ("catalog.json", "run.json"):
+        (tmp_path / "cat" / f".{name}.0123456789abcdef.tmp").write_text("{")
+    assert build_catalog(str(run), str(tmp_path / "cat"))["rows"]
+
+
+def test_a_read_that_fails_once_leaves_no_shard_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = dict.fromkeys((NAMES[0], NAMES[-1]), (10.0, 20.0))
+    run = write_run(tmp_path / "run", NAMES, positions=twins)
+    whole = build_catalog(str(run), str(tmp_path / "whole"))
+    assert whole["siblings"]["objects"] == 2
+    opened, plain = [], RunFolder._data_file
+
+    def fails_once(self: RunFolder, shard: Any) -> str:
+        opened.append(shard)
+        if len(opened) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(self, shard)
+
+    monkeypatch.setattr(RunFolder, "_data_file", fails_once)
+    again = build_catalog(str(run), str(tmp_path / "again"))
+    assert (again["siblings"], again["anomaly_tests"]) == (whole["siblings"], whole["anomaly_tests"])
+    assert _files(tmp_path / "again") == _files(tmp_path / "whole")
 
 
 def test_horizons_without_the_full_history(tmp_path: Path) -> None:
