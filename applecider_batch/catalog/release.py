@@ -59,9 +59,15 @@ _GROUPS = pa.schema([("hash64", pa.uint64()), ("sibling_group", pa.string())])
 
 
 def open_newest(
-    url: str, storage_options: Mapping[str, Any] | None = None
+    url: str, storage_options: Mapping[str, Any] | None = None, *, complete: bool = True
 ) -> tuple[Store, dict[str, Any], bool]:
     """The newest release, ready to be updated: store, document, and whether a killed update was completed.
+
+    Parameters
+    ----------
+    complete : bool
+        Whether a release whose document is there is made the newest where an update was killed before it did;
+        else it is only taken for that, and nothing is written.
 
     Raises
     ------
@@ -75,7 +81,7 @@ def open_newest(
         following = store.read_json(release_file(info.get("release", 1) + 1))
     except FileNotFoundError:
         following = None
-    if following is not None:  # killed between the two
+    if following is not None and complete:  # killed between the two
         store.write_json_atomic(CATALOG_FILE, following)
     info = following or info
     if "content_rows" not in info:

@@ -154,6 +154,8 @@ def gc(
     ----------
     keep : int
         Newest releases that stay readable, at least 1.
+    dry_run : bool
+        Only say what would be removed; nothing at all is written.
 
     Returns
     -------
@@ -162,7 +164,7 @@ def gc(
     """
     if keep < 1:
         raise UsageError(f"--keep is {keep}; at least 1 release must stay.")
-    store, newest, _ = open_newest(url, storage_options)
+    store, newest, _ = open_newest(url, storage_options, complete=not dry_run)
     listed = [entry["release"] for entry in list_releases(url, storage_options=storage_options)["releases"]]
     kept = listed[-keep:]
     named = {release_file(number) for number in kept}

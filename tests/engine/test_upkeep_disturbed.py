@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -99,6 +100,24 @@ def test_what_a_killed_fold_wrote_is_removed(updated: Path, tmp_path: Path) -> N
     for each in (undisturbed, folder):
         assert run(["catalog", "gc", catalogue(each), "--keep", "2"]) == 0
     assert tree(folder / "catalogue") == tree(undisturbed / "catalogue")
+
+
+def test_saying_what_would_be_removed_writes_nothing(
+    updated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(updated, tmp_path)
+    url = catalogue(folder)
+    killed(f"{url}/releases/00003.json", "after", "catalog", "fold", url)  # its release is not the newest yet
+    before = tree(folder / "catalogue")
+    answers = []
+    for more in (["--dry-run"], []):
+        assert tree(folder / "catalogue") == before
+        assert run(["catalog", "gc", url, *more, "--format", "json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    said, done = answers
+    assert said == {**done, "dry_run": True}
+    assert done["releases_removed"] == [1, 2]
+    assert open_catalog(url)[1]["release"] == 3
 
 
 @pytest.mark.parametrize("verb", ["fold", "gc"])
