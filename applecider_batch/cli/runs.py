@@ -55,7 +55,7 @@ DtypeOption = Annotated[
 ]
 SnapshotOption = Annotated[
     int | None,
-    typer.Option("--snapshot", min=1, help="Snapshot of the archive; none takes the run's, else the newest."),
+    typer.Option("--snapshot", min=1, help="Snapshot of the archive; none takes the newest."),
 ]
 CutsOption = Annotated[
     str | None,

@@ -5,6 +5,7 @@ A run is a folder; everything here takes and returns plain values (see ``schemas
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def classify(
     side : sequence of str
         Side tables to write, of ``embeddings``, ``light_curves``; part of the run's identity.
     limit_shards : int, optional
-        Only the plan's first so many shards; not part of the run's identity.
+        Stop after so many of the shards that are not done; not part of the run's identity.
     pools : mapping, optional
         Per modality, and for ``worker``: ``{"size": int, "num_cpus": float, "num_gpus": float,
         "memory_gib": float}``.  Sizes are the most there will be: fewer shards left need fewer.
@@ -294,10 +295,9 @@ def resolve_device(device: str, address: str | None = None) -> str:
     if address is not None:
         from applecider_batch.engine.ray_cluster import Connection
 
-        connection = Connection(address)
-        connection.open()
-        found = any(node.gpus for node in connection.nodes())
-        connection.close()
+        with contextlib.closing(Connection(address)) as connection:
+            connection.open()
+            found = any(node.gpus for node in connection.nodes())
     else:
         import torch
 

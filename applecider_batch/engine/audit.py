@@ -87,7 +87,8 @@ def audit_run(
         raise UsageError(f"--shards must be at least 1, and is {shards}.")
     folder = RunFolder(Store(run_url, storage_options))
     plan = folder.require_plan()
-    done = [shard for shard in plan.shards if shard.name in folder.committed()]
+    committed = folder.committed()
+    done = [shard for shard in plan.shards if shard.name in committed]
     if not done:
         raise UserError(f"The run '{run_url}' has no committed shard.", hint="Run classify first.")
     picked = np.random.default_rng(seed).permutation(len(done))[:shards]

@@ -72,7 +72,8 @@ def examine(
     dict
         ``ok`` (nothing failed) and ``checks``.
     """
-    checks = [python(), *packages(), memory(), disk(), open_files(), gpu()]
+    checks = [python(), *packages(), memory(), disk(), open_files()]
+    checks.append(guarded("gpu", gpu, "Mend the installation of torch."))
     if start_ray:
         checks.append(
             guarded("cluster", lambda: ray(address), "Start with --executor serial until Ray works.")

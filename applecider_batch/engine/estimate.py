@@ -7,7 +7,7 @@ one machine, which are an order of magnitude.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import tempfile
 import threading
 import time
@@ -25,7 +25,7 @@ from applecider_batch.engine.shard_task import parquet_bytes
 from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
-from applecider_batch.storage import Store
+from applecider_batch.storage import Store, store_of
 
 # Without a calibration. Items per second and CPU thread, or per GPU. CPU: a shared 2-core EPYC; GPU: a tenth
 # of what 35 % of the H200's matrix product would give for ConvNeXt-Tiny, because feeding it is the limit.
@@ -87,26 +87,26 @@ def calibrate(plan: Plan, archive: Any, storage_options: Mapping[str, Any]) -> C
     """
     from applecider_batch.engine.serial import SerialExecutor
 
-    with tempfile.TemporaryDirectory(prefix="acb-calibrate-") as folder:
-        executor = SerialExecutor(TaskSpec(plan, Store(folder), dict(storage_options)))
+    pieces = sample(plan.shards)
+    with (
+        tempfile.TemporaryDirectory(prefix="acb-calibrate-") as folder,
+        contextlib.closing(SerialExecutor(TaskSpec(plan, Store(folder), dict(storage_options)))) as executor,
+    ):
         begin = time.monotonic()
         executor.start(threading.Event())
-        opened = time.monotonic() - begin
-        pieces = sample(plan.shards)
-        found = []
+        found, first = [], 0.0  # seconds until the first piece is done
         for number, piece in enumerate(pieces):
             executor.submit(piece, Attempt(f"calibrate{number}"))
             (outcome,) = executor.wait(0.0)
             if outcome.kind != "committed":
                 raise UserError(f"The calibration failed on {piece.name}: {outcome.error}.")
             found.append(outcome)
-        executor.close()
+            first = first or time.monotonic() - begin
     # The first piece pays for what happens once in a process; where there is no other, it has to serve.
     timed = range(1, len(found)) if len(found) > 1 else range(1)
     steps: Counter[str] = Counter()
     for number in timed:
         steps.update(found[number].metrics["seconds"])
-    first = sum(found[0].metrics["seconds"].values()) - steps.total() / len(timed)
     overlapped = bytes_of(archive, pieces)
     waited = steps["infer"]
     if plan.identity["device_type"] == "cuda":  # it computes while the pieces go on: not all is waited for
@@ -116,7 +116,7 @@ def calibrate(plan: Plan, archive: Any, storage_options: Mapping[str, Any]) -> C
     fixed = len(parquet_bytes(load_table("catalogue").empty()))
     rows = max(sum(outcome.record["rows"] for outcome in found), 1)
     return Calibration(
-        start_seconds=opened + max(first, 0.0),
+        start_seconds=max(first - steps.total() / len(timed), 0.0),
         read_seconds_per_byte=steps["read"] / max(before, 1.0),
         own_seconds_per_object=(steps.total() - steps["read"] - steps["infer"]) / objects,
         network_seconds_per_object=waited / objects,
@@ -247,10 +247,10 @@ def read_prices(url: str | None, storage_options: Mapping[str, Any] | None) -> d
     """
     if url is None:
         return None
-    folder, _, name = url.rpartition("/")
+    store, name = store_of(url, storage_options)
     allowed = f"allowed are currency, {', '.join(PRICES)}"
     try:
-        table = tomllib.loads(Store(folder or os.curdir, storage_options).read_bytes(name).decode())
+        table = tomllib.loads(store.read_bytes(name).decode())
     except FileNotFoundError:
         raise UserError(f"There is no price table '{url}'.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -228,13 +228,13 @@ def open_inputs(
 def read_cuts(url: str | None, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
     """The document of a file of own cut presets; empty without one, UserError where it is refused."""
     from applecider_batch.features.cuts import read_own
-    from applecider_batch.storage import Store
+    from applecider_batch.storage import store_of
 
     if url is None:
         return {}
-    folder, _, name = url.rpartition("/")
+    store, name = store_of(url, storage_options)
     try:
-        return read_own(Store(folder or ".", storage_options).read_bytes(name).decode(), url)
+        return read_own(store.read_bytes(name).decode(), url)
     except FileNotFoundError:
         raise UserError(f"There is no cuts file '{url}'.") from None
     except UnicodeDecodeError as error:

@@ -34,7 +34,8 @@ from applecider_batch.storage import Store, json_bytes
 PLAN = "plan.json"
 #: What may be in the folder of a run that has no plan yet.
 OWN = ("objects", "lease.json", "cancel.json", "log.txt")
-_DATA_NAME = re.compile(r"^(shard-\d{5,})\.([A-Za-z0-9]+)\.parquet$")
+# A shard's data file, whole or what a killed process left of one.
+_DATA_NAME = re.compile(r"^\.?(shard-\d{5,})\.[A-Za-z0-9]+\.parquet(\.[0-9a-f]+\.tmp)?$")
 _FAILURE_NAME = re.compile(r"^(shard-\d{5,})\.(\d+)\.json$")
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from applecider_batch.errors import UserError
 from applecider_batch.models.manifest import sha256
-from applecider_batch.storage import Store
+from applecider_batch.storage import store_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,12 +74,12 @@ def read_checkpoint(file: str | Path, storage_options: Mapping[str, Any] | None 
     UserError
         If the file is absent, of another kind, damaged, holds code or objects, or no state dict.
     """
-    folder, _, name = str(file).rpartition("/")
+    store, name = store_of(str(file), storage_options)
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"'{file}' is not a checkpoint that can be imported; allowed: {', '.join(SUFFIXES)}.")
     try:
-        data = Store(folder or ("/" if str(file).startswith("/") else "."), storage_options).read_bytes(name)
+        data = store.read_bytes(name)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"There is no checkpoint file '{file}'.") from error
     loaded = _safetensors(data, file) if suffix == ".safetensors" else _pickle(data, file)

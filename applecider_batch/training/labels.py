@@ -30,7 +30,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from applecider_batch.errors import UserError
-from applecider_batch.storage import Store
+from applecider_batch.storage import store_of
 from applecider_batch.taxonomy import CLASSES, CLASSES10, OTHER, to_class5, to_class10
 
 CLASS_SETS: dict[str, tuple[str, ...]] = {"five": CLASSES, "ten": CLASSES10}
@@ -188,9 +188,9 @@ def _population(
 
 def read_table(url: str, storage_options: Any) -> pa.Table:
     """A Parquet or CSV file of labels as a table."""
-    folder, _, name = str(url).rpartition("/")
+    store, name = store_of(str(url), storage_options)
     try:
-        data = Store(folder or ".", storage_options).read_bytes(name)
+        data = store.read_bytes(name)
         if name.endswith(".csv"):
             return pacsv.read_csv(io.BytesIO(data))
         return pq.read_table(io.BytesIO(data))

@@ -22,6 +22,7 @@ from applecider_batch.engine.audit import audit_run
 from applecider_batch.engine.task_spec import Rooms, real_rooms
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_answers
+from applecider_batch.storage import Store
 from tests.engine.conftest import Inputs
 
 
@@ -108,6 +109,13 @@ def test_leaky_features_are_seen(run: str, change: Any, word: str) -> None:
     assert not answer["ok"]
     assert answer["leaks"] > 0
     assert any(word in sentence for sentence in answer["examples"])
+
+
+def test_the_commits_are_listed_once(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, plain = [], Store.ls
+    monkeypatch.setattr(Store, "ls", lambda self, rel="": listed.append(rel) or plain(self, rel))
+    assert audit_run(run, shards=1)["shards"] > 1
+    assert listed.count("commits") == 1
 
 
 def test_refusals(tmp_path: Path, inputs: Inputs) -> None:

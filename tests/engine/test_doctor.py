@@ -99,3 +99,11 @@ def test_logs_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: An
     assert {k: json.loads(line)[k] for k in ("level", "message")} == {"level": "WARNING", "message": "a word"}
     monkeypatch.delenv("APPLECIDER_BATCH_LOG")
     assert run(["status", str(tmp_path)]) == 4
+
+
+def test_a_torch_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = doctor.examine(start_ray=False)
+    assert not result["ok"]
+    assert found("gpu", result)["state"] == "failed"
+    assert "torch" in found("gpu", result)["advice"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from applecider_batch.archive.read import Archive
-from applecider_batch.engine import api
+from applecider_batch.engine import api, estimate
 from applecider_batch.engine.estimate import SAMPLE_OBJECTS, bytes_of, sample
-from applecider_batch.engine.plan import Shard
+from applecider_batch.engine.plan import Shard, read_cuts
+from applecider_batch.engine.serial import ThreadPort
+from applecider_batch.engine.shard_task import ShardTask
 from applecider_batch.errors import UserError
+from applecider_batch.storage import Store
 from tests.engine.conftest import Inputs
 from tests.engine.test_s3_faults import needed_bytes
 
@@ -33,6 +40,35 @@ def test_a_calibrated_plan_says_what_the_run_then_reads_and_writes(inputs: Input
     # Time is compared by what does not depend on the machine's mood: an archive of another size.
     twice = api.plan(inputs.archive, inputs.models, calibrated=True, workers=2, **OPTIONS)
     assert twice["bytes_read"] == planned["bytes_read"]
+
+
+def test_loading_the_networks_is_part_of_the_start(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the estimate's clock it takes a thousand seconds."""
+    waited: list[str] = []
+    plain = ThreadPort.wait_until_loaded
+
+    def wait(self: ThreadPort) -> None:
+        plain(self)
+        waited.append("loaded")
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * bool(waited))
+    monkeypatch.setattr(ThreadPort, "wait_until_loaded", wait)
+    monkeypatch.setattr(estimate, "time", clock)
+    planned = api.plan(inputs.archive, inputs.models, calibrated=True, **OPTIONS)
+    assert planned["start_seconds"] > 900
+
+
+def test_no_thread_is_left_after_a_calibration_that_failed(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(*_: Any) -> Any:
+        raise ValueError("this shard is poison")
+
+    monkeypatch.setattr(ShardTask, "prepare", poison)
+    before = threading.active_count()
+    with pytest.raises(UserError, match="The calibration failed"):
+        api.plan(inputs.archive, inputs.models, calibrated=True, **OPTIONS)
+    assert threading.active_count() == before
 
 
 def test_the_bytes_of_a_shard_are_those_of_its_row_groups(inputs: Inputs) -> None:
@@ -102,3 +138,13 @@ def test_a_wrong_price_table_is_refused(inputs: Inputs, tmp_path: Path, text: st
 
 def test_the_answer_is_json(inputs: Inputs) -> None:
     json.dumps(api.plan(inputs.archive, inputs.models, **OPTIONS))
+
+
+def test_files_of_options_may_lie_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Store, "read_bytes", lambda self, rel: asked.append(self.path(rel)) or b"")
+    assert estimate.read_prices("/prices.toml", None) == {}
+    with contextlib.suppress(UserError):
+        read_cuts("/cuts.toml", None)
+    assert [path.lstrip("/") for path in asked] == ["prices.toml", "cuts.toml"]
+    assert all(path.startswith("/") and str(Path.cwd()) not in path for path in asked)

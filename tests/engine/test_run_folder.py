@@ -62,6 +62,11 @@ def test_garbage_is_what_can_never_count(tmp_path: Path) -> None:
     assert folder.collect_garbage() == ["data/shard-00002.b1.parquet"]
     # The file of shard 3 stays: its worker may still commit it.
     assert folder.store.ls("data") == [files[0], files[2]]
+    halves = [f".{name}.{'0' * 32}.tmp" for name in files[1:]]  # of workers that were killed
+    for name in halves:
+        Path(tmp_path, "data", name).write_bytes(b"ro")
+    assert folder.collect_garbage() == [f"data/{halves[0]}"]
+    assert folder.store.ls("data") == [halves[1], files[0], files[2]]
     assert folder.collect_garbage() == []
 
 
