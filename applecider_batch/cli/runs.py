@@ -44,7 +44,14 @@ RegionOption = Annotated[
     str | None,
     typer.Option("--region", metavar="RA,DEC,RADIUS", help="Only objects within a cone; degrees."),
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Largest batch for a network.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Largest batch for a network; by default 64 on a CPU, 1024 on a GPU (halved where it does not fit).",
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each network.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 ShardObjectsOption = Annotated[
@@ -138,7 +145,7 @@ def plan(
     horizons: HorizonsOption = "3,10,30,full",
     region: RegionOption = None,
     objects_per_shard: ShardObjectsOption = 2000,
-    batch_size: BatchOption = 64,
+    batch_size: BatchOption = None,
     threads: ThreadsOption = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = NumberType.float32,
@@ -204,7 +211,7 @@ def classify(
     limit_shards: Annotated[int | None, typer.Option(min=1, help="Stop after so many shards.")] = None,
     retry_quarantined: Annotated[bool, typer.Option(help="Try shards again that were set aside.")] = False,
     objects_per_shard: ShardObjectsOption = 2000,
-    batch_size: BatchOption = 64,
+    batch_size: BatchOption = None,
     threads: ThreadsOption = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = NumberType.float32,

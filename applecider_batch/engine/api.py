@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_HORIZONS: tuple[float | None, ...] = (3.0, 10.0, 30.0, None)
 DEFAULT_OBJECTS_PER_SHARD = 2000
-DEFAULT_BATCH_SIZE = 64
 EXECUTORS: tuple[str, ...] = ("serial", "ray")
 
 
@@ -31,7 +30,7 @@ def plan(
     region: Sequence[float] | None = None,
     device: str = "auto",
     dtype: str = "float32",
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     threads: int = 1,
     objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,
@@ -53,8 +52,8 @@ def plan(
         Cone: right ascension, declination and radius in degrees; only objects inside are classified.
     device, dtype, threads : str, str, int
         ``cpu``, ``cuda`` or ``auto``, ``float32``, ``float16`` or ``bfloat16``, CPU threads per process.
-    batch_size : int
-        Largest batch for a network.
+    batch_size : int, optional
+        Largest batch for a network; by default 64 on a CPU and 1,024 on a GPU, halved where it does not fit.
     objects_per_shard : int
         Objects that a shard should hold.
     snapshot : int, optional
@@ -111,7 +110,7 @@ def classify(
     limit_shards: int | None = None,
     device: str = "auto",
     dtype: str = "float32",
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     threads: int = 1,
     objects_per_shard: int = DEFAULT_OBJECTS_PER_SHARD,
     snapshot: int | None = None,

@@ -24,6 +24,8 @@ from applecider_batch.errors import UsageError, UserError
 PLAN_FORMAT = "applecider-batch plan 1"
 DTYPES: tuple[str, ...] = ("float32", "float16", "bfloat16")
 DEVICE_TYPES: tuple[str, ...] = ("cpu", "cuda")
+BATCH_SIZES = {"cpu": 64, "cuda": 1024}
+"""Largest batch where none is asked for; on a GPU one that does not fit is halved until it does."""
 
 _WHAT = {
     "snapshot": "the archive's snapshot",
@@ -249,7 +251,7 @@ def make_plan(
     region: Sequence[float] | None,
     device: str,
     dtype: str,
-    batch_size: int,
+    batch_size: int | None,
     threads: int,
     objects_per_shard: int,
     archive_url: str,
@@ -264,6 +266,7 @@ def make_plan(
     """
     _allowed("dtype", dtype, DTYPES)
     _allowed("device", device, DEVICE_TYPES)
+    batch_size = BATCH_SIZES[device] if batch_size is None else batch_size
     for name, value in (
         ("batch size", batch_size),
         ("threads", threads),

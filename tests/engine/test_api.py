@@ -221,3 +221,11 @@ def test_own_cuts_reach_the_rows_and_are_part_of_the_identity(inputs: Inputs, tm
     with pytest.raises(UserError, match="There is no cuts file"):
         classify(inputs, run, cuts=str(tmp_path / "absent.toml"))
     assert begun["shards_remaining"] > 0
+
+
+def test_the_largest_batch_is_the_devices_where_none_is_asked_for(inputs: Inputs) -> None:
+    given = [{}, {"batch_size": 64}, {"device": "cuda"}, {"device": "cuda", "batch_size": 1024}]
+    runs = [
+        api.plan(inputs.archive, inputs.models, **{"device": "cpu", **options})["run_id"] for options in given
+    ]
+    assert runs[0] == runs[1] != runs[2] == runs[3]
