@@ -49,7 +49,7 @@ BatchOption = Annotated[
     typer.Option(
         "--batch-size",
         min=1,
-        help="Largest batch for a network; by default 64 on a CPU, 1024 on a GPU (halved where it does not fit).",
+        help="Largest batch for a network; by default 64 on a CPU, 1024 on a GPU (halved if too large).",
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each network.")]
