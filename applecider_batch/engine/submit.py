@@ -97,6 +97,7 @@ def submit(
     }
     if not follow:
         return {**answer, "status": str(_asked(client.get_job_status, submission_id).value)}
+    _log.info("The job goes on without this process; what ends it: %s", answer["stop"])
     with warnings.catch_warnings():
         # Ray 2.60 gives aiohttp an option that newer ones deprecate.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -113,7 +114,7 @@ def submit(
 def _submitted(client: Any, submission_id: str, verb: str, words: Sequence[str]) -> bool:
     """Hand the job in; False if another process has just handed in the same."""
     resources = {} if verb in SPREADING else {"entrypoint_num_cpus": 1}
-    if "entrypoint_num_cpus" in resources and "cuda" in words:
+    if resources and not {"cuda", "--device=cuda"}.isdisjoint(words):
         resources["entrypoint_num_gpus"] = 1
     with working_folder() as folder:
         try:
@@ -201,11 +202,13 @@ def _submission_id(client: Any, verb: str, arguments: Sequence[str]) -> tuple[st
 
 async def _follow(client: Any, submission_id: str) -> None:
     """Pass the job's log on to stderr while it runs."""
+    from aiohttp import ClientError
+
     try:
         async for text in client.tail_job_logs(submission_id):
             sys.stderr.write(text)
             sys.stderr.flush()
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ClientError) as error:
         # The log broke off; how the job ends is asked for separately.
         _log.warning("The log of %s broke off: %s", submission_id, error)
 

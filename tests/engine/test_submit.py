@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -12,14 +13,16 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from aiohttp import ClientConnectionError
 
 from applecider_batch import __version__
 from applecider_batch.archive.compact import compact
@@ -234,8 +237,42 @@ def test_a_submission_that_somebody_was_faster_with_is_joined() -> None:
     server = OneJob()
     assert not submit_module._submitted(server, "acb-train-1", "train", ["python", "train.py", "cuda"])
     assert (server.asked["entrypoint_num_cpus"], server.asked["entrypoint_num_gpus"]) == (1, 1)
+    submit_module._submitted(server, "acb-train-1", "train", ["python", "train.py", "--device=cuda"])
+    assert server.asked["entrypoint_num_gpus"] == 1
     assert not submit_module._submitted(server, "acb-classify-1", "classify", ["python", "classify.py"])
     assert "entrypoint_num_cpus" not in server.asked
+
+
+class BrokenLog:
+    """A job server whose log breaks off at once, and whose job ends well."""
+
+    def list_jobs(self) -> list[Any]:
+        return []
+
+    def submit_job(self, **asked: Any) -> str:
+        return str(asked["submission_id"])
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield "talk\n"
+        raise ClientConnectionError("Server disconnected")
+
+    def get_job_info(self, job_id: str) -> Any:
+        status = SimpleNamespace(value="SUCCEEDED", is_terminal=lambda: True)
+        return SimpleNamespace(status=status, driver_exit_code=None)
+
+    def get_job_logs(self, job_id: str) -> str:
+        return 'talk\n{\n "a": 1\n}\n'
+
+
+def test_a_log_that_breaks_off_is_not_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(submit_module, "_client", lambda address: BrokenLog())
+    monkeypatch.setattr(logging.getLogger("applecider_batch"), "propagate", True)
+    with caplog.at_level(logging.INFO, "applecider_batch"):
+        done = submit("classify", [], "http://127.0.0.1:8265")
+    assert (done["exit_code"], done["result"]) == (0, {"a": 1})
+    assert f"what ends it: {done['stop']}" in caplog.text
 
 
 def test_a_head_that_has_just_started_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
