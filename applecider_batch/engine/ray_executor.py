@@ -312,6 +312,7 @@ class RayExecutor:
                 by_object=is_by_object(error.cause),
             )
         except ray.exceptions.RayError as error:
+            self._kill(worker)  # one that only cannot be reached would keep its CPUs
             self._start_worker()
             lost_node = self._node_died(worker, error)
             if lost_node:

@@ -155,6 +155,28 @@ def test_a_dead_model_actor_is_replaced_and_nobody_is_charged(
     assert rows(tmp_path / "run") == rows(tmp_path / "serial")
 
 
+def test_a_worker_that_cannot_be_reached_gives_its_place_up(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    plan = fakes.make_plan(archive)
+    executor = RayExecutor(fakes.make_spec(plan, str(tmp_path / "run")), workers=1)
+    done: list[Any] = []
+
+    def lost(ref: Any) -> Any:
+        raise ray.exceptions.ActorUnavailableError("no answer", None)
+
+    monkeypatch.setattr(ray, "get", lost)
+    monkeypatch.setattr(RayExecutor, "_kill", staticmethod(done.append))
+    monkeypatch.setattr(RayExecutor, "_start_worker", lambda self: done.append("another"))
+    monkeypatch.setattr(executor, "_connection", SimpleNamespace(nodes=lambda: [Node("here", 2, 0)]))
+    worker: Any = SimpleNamespace(node="here")
+    executor._under_way["ref"] = (worker, plan.shards[0])
+    assert executor._outcome("ref").kind == "worker_died"
+    assert done == [worker, "another"]
+
+
 def test_a_signal_ends_a_ray_run_in_good_order(ray_session: Any, archive: str, tmp_path: Path) -> None:
     fakes.write_archive(Path(archive), sleep={"*": 0.5})
     run = tmp_path / "run"
