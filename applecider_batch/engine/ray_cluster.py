@@ -24,6 +24,8 @@ from applecider_batch.inference.fusion import MODALITIES
 
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 512 << 20
+# "/acb-ray-<pid>-<8>/session_<date>_<time>_<6>_<pid>/sockets/plasma_store" makes 107 bytes of it.
+LONGEST_BASE = 18
 # On CPUs a worker waits while its batches are computed, so a worker and its share of model actors are
 # about a core.
 WORKER_CPUS = {"cpu": 0.25, "cuda": 1.0}
@@ -331,7 +333,7 @@ def _short_folder() -> str:
 
     What processes of this user that were killed have left behind is removed on the way.
     """
-    base = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 25 else "/tmp")
+    base = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_BASE else "/tmp")
     for old in base.glob("acb-ray-*-*"):
         pid = old.name.split("-")[2]
         try:

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from applecider_batch.engine.ray_cluster import (
+    LONGEST_BASE,
     Connection,
     Node,
     Pool,
+    _short_folder,
     check_fit,
     plan_pools,
     set_environment,
@@ -115,6 +120,23 @@ def test_an_unreachable_ray_is_said_at_once(address: str) -> None:
     with pytest.raises(ClusterError, match="cannot be reached") as caught:
         Connection(address.format(port=port)).open()
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("length", [12, LONGEST_BASE, LONGEST_BASE + 1, 24, 60])
+def test_the_sockets_of_a_local_ray_have_room(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever TMPDIR is: a socket's path has 107 bytes at most."""
+    base = Path("/tmp/").joinpath("acb-".ljust(length - len("/tmp/"), "x"))
+    base.mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    monkeypatch.setattr(os, "getpid", lambda: 4194304)
+    folder = Path(_short_folder())
+    try:
+        socket_name = f"{folder}/session_2026-12-01_07-03-47_941082_4194304/sockets/plasma_store"
+        assert len(socket_name) <= 107
+        assert (folder.parent == base) is (length <= LONGEST_BASE)
+    finally:
+        shutil.rmtree(folder)
+        base.rmdir()
 
 
 @pytest.mark.parametrize(("own", "expected"), [(None, "1"), ("4", "4")])
