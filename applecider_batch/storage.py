@@ -89,6 +89,19 @@ class Store:
         with _explained(self, rel, "looked up"):
             return int(self.fs.size(self.path(rel)))
 
+    def modified(self) -> float | None:
+        """When a file of this folder was last written, in seconds since 1970; None where none is there.
+
+        Of an empty local folder, when it was made.
+        """
+        with _explained(self, "", "looked up"):
+            self.fs.invalidate_cache()
+            paths = self.fs.find(self.path()) or ([self.path()] if self.is_local else [])
+            try:
+                return max((self.fs.modified(path).timestamp() for path in paths), default=None)
+            except FileNotFoundError:  # somebody removes them
+                return None
+
     def ls(self, rel: str = "") -> list[str]:
         """Sorted names directly below a folder; none when it is absent."""
         with _explained(self, rel, "listed"):

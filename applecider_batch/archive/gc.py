@@ -7,7 +7,9 @@ from typing import Any
 
 from applecider_batch.archive.objects import cache_files
 from applecider_batch.archive.snapshot import MARKER, load_snapshot, open_archive, snapshot_file, snapshot_ids
+from applecider_batch.archive.spill import SCRATCH
 from applecider_batch.errors import UsageError
+from applecider_batch.lease import is_abandoned
 
 
 def gc(
@@ -16,8 +18,8 @@ def gc(
     """Remove all files that none of the newest ``keep`` snapshots names, and the older snapshots.
 
     A plan or run that is pinned to a removed snapshot can no longer be continued. Not to be run beside an
-    ingest or a compaction: the files they have written but not yet committed look like left-overs (they
-    notice, and ask to be run again).
+    ingest or a compaction: the parts they have written but not yet committed look like left-overs (they
+    notice, and ask to be run again). A scratch folder stays while its owner may be alive.
 
     Parameters
     ----------
@@ -51,7 +53,10 @@ def gc(
     named |= {change.file for snapshot in snapshots for change in snapshot.changes if change.file}
     for part in parts.values():
         named |= {part.index_path, *(part.path(name) for name in part.tables)}
-    removable = [path for path in store.walk() if path not in named]
+    scratch = [name for name in store.ls() if name.startswith(SCRATCH)]
+    abandoned = {name for name in scratch if is_abandoned(store.join(name))}
+    in_use = tuple(f"{name}/" for name in scratch if name not in abandoned)
+    removable = [path for path in store.walk() if path not in named and not path.startswith(in_use)]
     # Snapshots go first: whoever opens one must find its parts.
     removable.sort(key=lambda path: (not path.startswith("snapshots/"), path))
     size = 0
@@ -60,6 +65,8 @@ def gc(
         if not dry_run:
             store.delete(path)
     if not dry_run and store.is_local:
+        for folder in abandoned:
+            store.delete(folder, recursive=True)
         for folder in store.ls("parts"):
             if not store.ls(f"parts/{folder}"):
                 store.delete(f"parts/{folder}", recursive=True)

@@ -110,7 +110,8 @@ def ingest(
         if is_new(table):
             read.append(ingest_table(settings, table).to_json())
 
-    with scratch_folder(store, spread) as scratch, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_folder(store)) if spread.elsewhere else None
         new = filter(is_new, spread.map(identify, None, opened))
         reading: Generator[Taken, None, None] | None = None
         more = True

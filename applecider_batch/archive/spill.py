@@ -25,9 +25,11 @@ import pyarrow as pa
 
 from applecider_batch.digest import HASH64_END
 from applecider_batch.errors import StorageError
-from applecider_batch.spread import Spread
+from applecider_batch.lease import LEASE, Lease, is_abandoned
 from applecider_batch.storage import Store
 
+#: What the names of scratch folders begin with.
+SCRATCH = ".spill-"
 _PREFIX = "applecider-batch-spill-"
 _UNLOCKED = "applecider-batch-new-"
 _FILE = "sorted-blocks"
@@ -305,16 +307,32 @@ def cut_ranges(stretches: Iterable[tuple[int, int, int]], target: int) -> list[t
 
 
 @contextlib.contextmanager
-def scratch_folder(store: Store, spread: Spread) -> Iterator[Store | None]:
-    """A folder for sorted rows on their way between processes, removed at the end; None if there are none."""
-    if not spread.elsewhere:
-        yield None
-        return
-    name = f".spill-{uuid.uuid4().hex}"
+def scratch_folder(store: Store) -> Iterator[Store]:
+    """A folder below ``store`` for sorted rows on their way between processes, removed at the end.
+
+    It is leased, so that others can tell whether its owner was killed; what such left is removed first.
+    """
+    remove_abandoned(store)
+    name = f"{SCRATCH}{uuid.uuid4().hex}"
+    folder = store.join(name)
     try:
-        yield store.join(name)
+        with Lease(folder, what="scratch folder"):
+            try:
+                yield folder
+            finally:  # before the lease goes: this may take a while
+                for file in folder.ls():
+                    if file != LEASE:
+                        folder.delete(file)
     finally:
         store.delete(name, recursive=True)
+
+
+def remove_abandoned(store: Store) -> bool:
+    """Remove the scratch folders below ``store`` whose owners are gone; whether there were any."""
+    found = [name for name in store.ls() if name.startswith(SCRATCH) and is_abandoned(store.join(name))]
+    for name in found:
+        store.delete(name, recursive=True)
+    return bool(found)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -13,6 +13,7 @@ partition is sorted by ``_healpix_29`` and written by itself. The layout is that
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tempfile
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from applecider_batch.archive.spill import Published, Several, Spill, scratch_folder
+from applecider_batch.archive.spill import Published, Several, Spill, remove_abandoned, scratch_folder
 from applecider_batch.catalog.hats_pixels import (
     HISTOGRAM_ORDER,
     Pixel,
@@ -39,7 +40,7 @@ from applecider_batch.catalog.hats_pixels import (
 )
 from applecider_batch.catalog.read import only_horizon
 from applecider_batch.catalog.store import iter_rows
-from applecider_batch.errors import UserError
+from applecider_batch.errors import StorageError, UserError
 from applecider_batch.schema import load_table
 from applecider_batch.spread import Here, ProgressLike, Spread, Update
 from applecider_batch.storage import Store
@@ -51,6 +52,7 @@ _SKYMAP_ORDER = 6
 _MOST_TASKS = 256  # of the first pass: each has a file open until the second has ended
 _SORT_BYTES = 64 << 20
 _PARTITION = "_partition"
+_COLLECTION = "horizon_"
 
 
 def export_hats(
@@ -71,7 +73,7 @@ def export_hats(
     store, info : Store, dict
         An open catalogue.
     out : str
-        A folder that does not exist yet, or is empty.
+        A folder that does not exist yet, is empty, or holds what a killed export left: that is removed.
     labels : sequence of str
         Horizons.
     progress : ProgressLike, optional
@@ -98,19 +100,27 @@ def export_hats(
             hint="Install it with: pip install 'applecider-batch[hats]'",
         ) from error
     target = Store(out, storage_options)
+    if remove_abandoned(target):  # an export that was killed
+        _remove_collections(target)
     if target.ls():
         raise UserError(f"'{out}' is not empty.", hint="Give a new folder for the HATS catalogues.")
     rows, without, files = 0, 0, 0
     names: list[str] = []
-    with scratch_folder(target, spread) as scratch:
-        for label in labels:
-            name = f"horizon_{label}"
-            collection = _Collection(store, info, label, target.join(name), rows_per_partition)
-            found = collection.write(spread, scratch, progress)
-            if found is None:
-                continue
-            rows, without, files = rows + found[0], without + found[1], files + found[2]
-            names.append(name)
+    with scratch_folder(target) as folder:
+        scratch = folder if spread.elsewhere else None
+        try:
+            for label in labels:
+                name = f"{_COLLECTION}{label}"
+                collection = _Collection(store, info, label, target.join(name), rows_per_partition)
+                found = collection.write(spread, scratch, progress)
+                if found is None:
+                    continue
+                rows, without, files = rows + found[0], without + found[1], files + found[2]
+                names.append(name)
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                _remove_collections(target)
+            raise
     if not names:
         raise UserError(f"No row of '{store.url}' has a position: there is nothing to export to HATS.")
     return {
@@ -121,6 +131,13 @@ def export_hats(
         "catalogues": names,
         "rows_without_position": without,
     }
+
+
+def _remove_collections(target: Store) -> None:
+    """Remove what an export that did not come to its end wrote."""
+    for name in target.ls():
+        if name.startswith(_COLLECTION):
+            target.delete(name, recursive=True)
 
 
 def _publish(built: Path, target: Store) -> int:
@@ -176,7 +193,7 @@ class _Collection:
             for task, (count, footer) in zip(tasks, written, strict=True):
                 datasets[task[0]].take(places[task[0]][task[1]], count, footer)
             properties: dict[str, Any] = {
-                "name": f"horizon_{self.label}",
+                "name": f"{_COLLECTION}{self.label}",
                 "hats_primary_table_url": "catalogue",
             }
             self._describe(datasets["catalogue"], "catalogue", cells)

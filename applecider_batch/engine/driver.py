@@ -20,13 +20,13 @@ from types import FrameType
 from typing import Any, Protocol
 
 from applecider_batch.engine.isolate import OBJECT_FAILED, WORKER_DIED, Attempt, Isolation
-from applecider_batch.engine.lease import Lease
 from applecider_batch.engine.outcome import Outcome
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.session import Session, summarise
 from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import AppleciderError, InternalError
+from applecider_batch.lease import Lease
 from applecider_batch.logs import Progress, get_logger
 
 MAX_CHARGES = 4

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from applecider_batch.engine.driver import CANCEL
-from applecider_batch.engine.lease import is_alive, read_lease
 from applecider_batch.engine.run_folder import RunFolder, read_lines
 from applecider_batch.engine.session import UNDER_WAY, summarise
+from applecider_batch.lease import is_alive, read_lease
 from applecider_batch.storage import Store
 
 # Share of the workers' time from which on waiting for networks is what holds a run up.

@@ -24,11 +24,11 @@ import numpy as np
 
 from applecider_batch import __version__
 from applecider_batch.engine.api import DEFAULT_OBJECTS_PER_SHARD, check_executor, drive
-from applecider_batch.engine.lease import Lease
 from applecider_batch.engine.plan import Plan, make_plan, open_inputs
 from applecider_batch.engine.run_folder import read_lines
 from applecider_batch.engine.selection import write_selection
 from applecider_batch.errors import UserError
+from applecider_batch.lease import Lease
 from applecider_batch.storage import Store, absolute
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,27 +17,12 @@ from applecider_batch.archive.verify import verify
 from applecider_batch.storage import Store
 from tests.archive.packet_maker import Packet, Source, bad_packet, night_of
 from tests.archive.trees import everything, tree
+from tests.killed import ENVIRONMENT, killed_in
 
-_ROOT = Path(__file__).resolve().parents[2]
-
-_KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
+_CODE = """
 from applecider_batch.archive.compact import compact
 from tests.archive.test_crash import ingest_second
-url, verb, moment, count = sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
-calls = 0
-def watched(original):
-    def call(*args):
-        global calls
-        calls += 1
-        if calls == count and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*args)
-        if calls == count and moment == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
-    return call
-os.replace, os.link = watched(os.replace), watched(os.link)
+url, verb = sys.argv[1:]
 ingest_second(url) if verb == "ingest" else compact(url, full=True)
 """
 
@@ -60,9 +43,7 @@ def ingest_second(url: str) -> None:
 
 
 def _kill(url: Path, verb: str, moment: str, count: int) -> None:
-    command = [sys.executable, "-c", _KILLED, str(_ROOT), str(url), verb, moment, str(count)]
-    done = subprocess.run(command, check=False, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    killed_in(_CODE, "*", moment, str(url), verb, number=count)
 
 
 def _named(url: Path) -> dict[str, str]:
@@ -140,7 +121,7 @@ def test_ingest_killed_while_it_reads(tmp_path: Path, undisturbed: Path) -> None
     url = tmp_path / "a"
     ingest_first(str(url))
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, time\n"
         "from tests.archive import packet_maker, test_crash\n"
         "original = packet_maker.Source.batches\n"
         "def slow(self):\n"
@@ -148,14 +129,14 @@ def test_ingest_killed_while_it_reads(tmp_path: Path, undisturbed: Path) -> None
         "        yield batch\n"
         "        print('read', flush=True); time.sleep(60)\n"
         "packet_maker.Source.batches = slow\n"
-        "test_crash.ingest_second(sys.argv[2])\n"
+        "test_crash.ingest_second(sys.argv[1])\n"
     )
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(_ROOT), str(url)],
+        [sys.executable, "-c", code, str(url)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(temporary)},
+        env={**ENVIRONMENT, "TMPDIR": str(temporary)},
     )
     with process:
         assert process.stdout is not None

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from applecider_batch.archive.spill import scratch_folder
 from applecider_batch.catalog.build import build_catalog
 from applecider_batch.catalog.export import export_catalog
 from applecider_batch.catalog.known import KnownList, read_known
 from applecider_batch.catalog.parts import part_tasks
-from applecider_batch.spread import Here
+from applecider_batch.errors import UserError
+from applecider_batch.spread import Here, Spread
+from applecider_batch.storage import Store
 from tests.archive.trees import tree
 from tests.catalog.synthetic import make_rows, object_names, write_run
 from tests.elsewhere import Elsewhere
+from tests.killed import killed_in
 
 NAMES = object_names(90)
 
@@ -74,3 +78,61 @@ def test_hats_made_elsewhere_has_the_same_bytes(tmp_path: Path) -> None:
     assert there == tree(tmp_path / "here")
     assert any("Npix" in name for name in there)
     assert not any("rows" in name or "spill" in name for name in there)
+
+
+_EXPORT = """
+from applecider_batch.catalog.export import export_catalog
+from applecider_batch.errors import UserError
+from applecider_batch.spread import Here, Spread
+from applecider_batch.storage import Store
+from tests.elsewhere import Elsewhere
+where = Elsewhere(3) if sys.argv[3] == "elsewhere" else Here()
+export_catalog(*sys.argv[1:3], "hats", spread=where)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "pattern", "number"),
+    [
+        ("elsewhere", ".spill-*/*.rows", 1),  # rows are being sorted
+        ("elsewhere", "horizon_*/catalogue/dataset/*/*/*.parquet", 2),  # partitions are being written
+        ("here", "horizon_*/catalogue/dataset/*/*/*.parquet", 2),
+        ("here", "horizon_*/collection.properties", 1),  # the first of the horizons is done
+    ],
+)
+def test_a_hats_export_killed_and_called_again(tmp_path: Path, where: str, pattern: str, number: int) -> None:
+    catalogue, out = str(tmp_path / "catalogue"), tmp_path / "out"
+    build_catalog(str(write_run(tmp_path / "run", NAMES)), catalogue, rows_per_part=64)
+    export_catalog(catalogue, str(tmp_path / "undisturbed"), "hats")
+    killed_in(_EXPORT, f"{out}/{pattern}", "after", catalogue, str(out), where, number=number)
+    assert len(list(out.glob(".spill-*"))) == 1
+    export_catalog(catalogue, str(out), "hats", spread=Elsewhere(3) if where == "elsewhere" else None)
+    assert tree(out) == tree(tmp_path / "undisturbed")
+    assert not list(out.glob(".spill-*"))
+
+
+@pytest.mark.parametrize("where", [Here(), Elsewhere(2)])
+def test_a_hats_export_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Spread
+) -> None:
+    catalogue, out = str(tmp_path / "catalogue"), tmp_path / "out"
+    build_catalog(str(write_run(tmp_path / "run", NAMES)), catalogue, rows_per_part=64)
+
+    def interrupted(*_: object) -> None:
+        assert list(out.glob("horizon_*/catalogue/dataset"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("applecider_batch.catalog.hats_export._publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_catalog(catalogue, str(out), "hats", spread=where)
+    assert not list(out.iterdir())
+
+
+def test_a_folder_into_which_another_exports_is_left_alone(tmp_path: Path) -> None:
+    catalogue, out = str(tmp_path / "catalogue"), tmp_path / "out"
+    build_catalog(str(write_run(tmp_path / "run", NAMES)), catalogue, rows_per_part=64)
+    with scratch_folder(Store(out)):
+        (out / "horizon_full").mkdir()
+        with pytest.raises(UserError, match="is not empty"):
+            export_catalog(catalogue, str(out), "hats")
+        assert (out / "horizon_full").exists()

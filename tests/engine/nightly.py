@@ -8,8 +8,8 @@ from typing import Any
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.catalog.build import build_catalog
 from applecider_batch.engine.api import classify
-from applecider_batch.engine.lease import LEASE
 from applecider_batch.engine.update import update
+from applecider_batch.lease import LEASE
 from applecider_batch.models.model_set import init_model_set
 from applecider_batch.simulate import simulate
 from tests.archive.trees import tree

@@ -14,7 +14,7 @@ import pytest
 
 from applecider_batch.catalog.run_folder import RunFolder
 from tests.engine import fakes
-from tests.engine.killed import ENVIRONMENT, ROOT
+from tests.killed import ENVIRONMENT, ROOT
 
 
 def command(executor: str, archive: str, run: Path, workers: int = 1) -> list[str]:

@@ -23,9 +23,9 @@ from applecider_batch.catalog.release_upkeep import gc as remove_releases
 from applecider_batch.catalog.store import open_catalog
 from applecider_batch.cli.main import run as run_command
 from applecider_batch.engine.api import classify
-from applecider_batch.engine.lease import LEASE, Lease
 from applecider_batch.engine.update import update
 from applecider_batch.errors import UserError
+from applecider_batch.lease import LEASE, Lease
 from applecider_batch.models.model_set import init_model_set
 from applecider_batch.schema import load_answers
 from applecider_batch.simulate import simulate

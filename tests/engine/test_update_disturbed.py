@@ -14,8 +14,8 @@ from applecider_batch.archive.snapshot import snapshot_ids
 from applecider_batch.catalog.store import open_catalog
 from applecider_batch.engine.shard_task import ShardTask
 from applecider_batch.storage import Store
-from tests.engine.killed import killed
 from tests.engine.nightly import catalogue_bytes, update_of, update_words
+from tests.killed import killed
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from applecider_batch.catalog.store import open_catalog
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.cli.main import run
 from tests.archive.trees import tree
-from tests.engine.killed import killed, watch
 from tests.engine.nightly import catalogue_bytes
+from tests.killed import killed, watch
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from applecider_batch.engine import lease as leases
-from applecider_batch.engine.lease import LEASE, Lease, is_alive, machine_id, process_start, read_lease
+from applecider_batch import lease as leases
 from applecider_batch.errors import UserError
+from applecider_batch.lease import LEASE, Lease, is_alive, machine_id, process_start, read_lease
 from applecider_batch.storage import Store
 
 

@@ -1,8 +1,9 @@
-"""One driver per run, one writer per catalogue: a lease file with host, pid and heartbeat.
+"""One driver per run, one writer per catalogue, an owner of every scratch folder: a lease file with host, pid
+and heartbeat.
 
 The lease keeps two drivers from wasting work on one run, and ``catalog gc`` from removing what an update is
-writing.  Correctness of a run does not rest on it but on the create-only commit records, so a takeover at the
-same moment costs time, never a row.
+writing; it says whose a scratch folder is (``archive/spill.py``).  Correctness of a run does not rest on it
+but on the create-only commit records, so a takeover at the same moment costs time, never a row.
 
 Of a driver on another machine only the heartbeat is seen, and its clock may be wrong.  A heartbeat of the
 last five minutes is believed; one that looks older, or comes from the future, is watched: a driver that lives
@@ -31,6 +32,8 @@ EXPIRY_SECONDS = 300.0
 # Two heartbeats and a half.
 WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
 WATCH_EVERY_SECONDS = 1.0
+# For a scratch folder's owner elsewhere, who may be held up for hours and cannot go on without the folder.
+FORGOTTEN_SECONDS = 24 * 3600.0
 
 _log = get_logger(__name__)
 
@@ -81,14 +84,43 @@ def read_lease(store: Store) -> dict[str, Any] | None:
     return lease
 
 
+def still_beats(store: Store, holder: dict[str, Any]) -> bool:
+    """Whether a holder elsewhere, whose clock says that it is dead, writes another heartbeat."""
+    if holder.get("machine") == machine_id():
+        return False
+    _log.info("Watching whether process %s on %s still works.", holder["pid"], holder["host"])
+    end = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < end:
+        time.sleep(WATCH_EVERY_SECONDS)
+        seen = read_lease(store)
+        if seen is not None and seen.get("heartbeat") != holder.get("heartbeat"):
+            return True
+    return False
+
+
+def is_abandoned(store: Store) -> bool:
+    """Whether a folder that somebody held a lease of is certainly nobody's any more.
+
+    Its holder was a process of this machine that is gone, or one elsewhere that has not been heard of for a
+    day and does not write a heartbeat now; or there is no lease and nothing was written for a day.
+    """
+    holder, now = read_lease(store), time.time()
+    if holder is None:
+        changed = store.modified()
+        return changed is not None and now - changed > FORGOTTEN_SECONDS
+    if holder.get("machine") == machine_id():
+        return not is_alive(holder, now)
+    return now - float(holder["heartbeat"]) > FORGOTTEN_SECONDS and not still_beats(store, holder)
+
+
 class Lease:
-    """Held by the driver of a run, or by who changes a catalogue, while it works; a context manager.
+    """Held by a run's driver, who changes a catalogue, or who uses a scratch folder; a context manager.
 
     Parameters
     ----------
     store : Store
-        The run folder, or the catalogue's.
-    what : {"run", "catalogue"}
+        The run folder, the catalogue's, or the scratch folder.
+    what : {"run", "catalogue", "scratch folder"}
     on_lost : callable
         Called (from the heartbeat's thread) when another driver has taken the run over.
     on_beat : callable
@@ -149,7 +181,7 @@ class Lease:
     def _take_over(self) -> None:
         holder = read_lease(self._store)
         if holder is not None:
-            if is_alive(holder, time.time()) or self._still_beats(holder):
+            if is_alive(holder, time.time()) or still_beats(self._store, holder):
                 said = "has a driver already" if self._what == "run" else "is being changed"
                 stop = ", or stop it with: applecider-batch cancel RUN" if self._what == "run" else "."
                 raise UserError(
@@ -165,19 +197,6 @@ class Lease:
             raise UserError(
                 f"Another process took over the {self._what} '{self._store.url}' at this moment."
             ) from None
-
-    def _still_beats(self, holder: dict[str, Any]) -> bool:
-        """Whether a driver elsewhere, whose clock says that it is dead, writes another heartbeat."""
-        if holder.get("machine") == machine_id():
-            return False
-        _log.info("Watching whether process %s on %s still works on the run.", holder["pid"], holder["host"])
-        end = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < end:
-            time.sleep(WATCH_EVERY_SECONDS)
-            seen = read_lease(self._store)
-            if seen is not None and seen.get("heartbeat") != holder.get("heartbeat"):
-                return True
-        return False
 
     def _mine(self) -> bool:
         holder = read_lease(self._store)
