@@ -318,6 +318,12 @@ def _mark_polygon(
     _mark(edges, low, high, rows, column, y0 / 256, -slope, 0.0)
 
 
+@_part
+def _grey(area: float) -> np.int32:
+    """Sums of halves and quarters end a hair below the whole numbers that they mean."""
+    return np.int32(min(abs(area) + 1e-6, 255.0))
+
+
 @_step
 def _fill(
     edges: np.ndarray,
@@ -326,20 +332,28 @@ def _fill(
     margin: int,
     picture: np.ndarray,
 ) -> None:
-    """Make ink of what was noted, and forget it."""
-    size = len(low)
-    rows = len(edges) // size
-    for column in range(size):
-        slope = area = 0.0
-        for row in range(low[column], high[column]):
-            at = column * rows + row
-            slope += edges[at]
-            area += slope
-            edges[at] = 0.0
+    """Make ink of what was noted, and forget it: four columns at once, as each sum waits for its last."""
+    size = len(picture)
+    rows = len(edges) // len(low)
+    for c in range(0, size, 4):
+        c1, c2, c3 = min(c + 1, size - 1), min(c + 2, size - 1), min(c + 3, size - 1)
+        s0 = s1 = s2 = s3 = a0 = a1 = a2 = a3 = 0.0
+        first = min(low[c], low[c + 1], low[c + 2], low[c + 3])
+        last = max(high[c], high[c + 1], high[c + 2], high[c + 3])
+        for row in range(first, last):
+            at = np.uint64(c * rows + row)
+            at1 = at + np.uint64(rows)
+            at2 = at1 + np.uint64(rows)
+            at3 = at2 + np.uint64(rows)
+            s0, s1, s2, s3 = s0 + edges[at], s1 + edges[at1], s2 + edges[at2], s3 + edges[at3]
+            a0, a1, a2, a3 = a0 + s0, a1 + s1, a2 + s2, a3 + s3
+            edges[at] = edges[at1] = edges[at2] = edges[at3] = 0.0
             if margin <= row < margin + size:
-                # Sums of halves and quarters end a hair below the whole numbers that they mean.
-                picture[row - margin, column] = np.int32(min(abs(area) + 1e-6, 255.0))
-        low[column], high[column] = rows, 0
+                y = row - margin
+                # Right to left: where a picture ends within the four, its last column is written last.
+                picture[y, c3], picture[y, c2] = _grey(a3), _grey(a2)
+                picture[y, c1], picture[y, c] = _grey(a1), _grey(a0)
+        low[c : c + 4], high[c : c + 4] = rows, 0
 
 
 @functools.partial(compiled, error_model="numpy")
@@ -370,10 +384,12 @@ def draw(
     strokes, joints = np.empty((3, len(x))), np.empty((7, len(x)))
     points = np.empty((2 * len(x) * (int(math.pi / _arc(half)) + 2), 2), np.int32)
     rows = size + 2 * margin + 3
-    edges = np.zeros(size * rows)
-    low, high = np.full(size, rows), np.zeros(size, np.int64)
+    columns = (size + 3) // 4 * 4  # they are filled four at once
+    edges = np.zeros(columns * rows)
+    low, high = np.full(columns, rows), np.zeros(columns, np.int64)
     for i in range(len(curves)):
         finite, lowest, span = _range(curves[i])
+        pictures[i, channel] = 0
         if finite:
             count = _simplify(curves[i], size, lowest, span, x, y)
             _joints(x, y, count, half, strokes, joints)

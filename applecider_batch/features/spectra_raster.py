@@ -91,7 +91,7 @@ def _render(flux: np.ndarray, spans: tuple[float, ...], size: int, width: float)
     from applecider_batch.features.raster_ink import draw, scale  # a compiler: only where it is used
 
     width = float(width)
-    pictures = np.zeros((len(flux), 1 + len(spans), size, size), np.uint8)
+    pictures = np.empty((len(flux), 1 + len(spans), size, size), np.uint8)
     # Matrix products round by the number of rows, so it is always the same.
     block = np.zeros((_TOGETHER, flux.shape[1]))
     for start in range(0, len(flux), _TOGETHER):
