@@ -53,6 +53,9 @@ def read_fink(
                 yield _decode(batch, source, start)
                 start += batch.num_rows
         except (pa.ArrowInvalid, OSError) as error:
+            # Damage is an OSError without a number, and no kind of its own; others are the storage's.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                raise
             yield _set_group_aside(source, start, first, error)
 
 

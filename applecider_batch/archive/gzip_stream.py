@@ -80,7 +80,7 @@ class GzipStream:
                 self._end_member()
         except isal_zlib.error as error:  # type: ignore[misc]
             self._error = zlib.error(str(error))
-        except (EOFError, OSError, zlib.error) as error:
+        except (EOFError, zlib.error) as error:
             self._error = error
 
     def _take(self, size: int) -> bytes:

@@ -8,6 +8,7 @@ bytes than asked for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,13 +121,22 @@ class _File:
     def __init__(self, store: Store, rel: str, name: str) -> None:
         self.store, self.rel, self.name = store, rel, name
 
-    def open(self) -> Any:
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Any]:
+        """The file, open; where the storage fails on the way that is no damage of the file: StorageError."""
+        path = self.store.path(self.rel)
         try:
-            return self.store.fs.open(self.store.path(self.rel), "rb")
+            with self.store.fs.open(path, "rb") as stream:
+                yield stream
         except FileNotFoundError as error:
-            raise UserError(f"The source file '{self.store.path(self.rel)}' is gone.") from error
+            raise UserError(f"The source file '{path}' is gone.") from error
         except PermissionError as error:
-            raise StorageError(f"The source file '{self.store.path(self.rel)}' may not be read.") from error
+            raise StorageError(f"The source file '{path}' may not be read.") from error
+        except OSError as error:
+            raise StorageError(
+                f"The source file '{path}' could not be read to its end: {error}.",
+                hint="Run the same command again; what was committed is not read again.",
+            ) from error
 
     @functools.cached_property
     def size(self) -> int:

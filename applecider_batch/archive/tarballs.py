@@ -79,7 +79,7 @@ class _Stream:
         while size and self.error is None:
             try:
                 part = self._raw.read(min(size, 1 << 24))
-            except (EOFError, OSError, zlib.error) as error:
+            except (EOFError, zlib.error) as error:
                 self.error = error
                 break
             if not part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -16,7 +17,9 @@ import fsspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileOpener
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +27,7 @@ from applecider_batch.archive import sources as sources_module
 from applecider_batch.archive.gzip_stream import GzipStream
 from applecider_batch.archive.packets import PacketBatch
 from applecider_batch.archive.sources import Source, open_source, open_sources
-from applecider_batch.errors import UserError
+from applecider_batch.errors import StorageError, UserError
 from tests.archive import avro_maker as make
 
 FILES = [(f"{make.CANDID0 + i}.avro", make.container([make.record(i)])) for i in range(7)]
@@ -200,6 +203,33 @@ def test_gzip_stream_equals_gzip() -> None:
     parts = [stream.read(int(size)) for size in rng.integers(1, 5000, 1000)]
     assert b"".join(parts) == plain + plain[:1000] + b"tail"
     assert stream.read(10) == b""
+
+
+@pytest.mark.parametrize("name", ["night.tar.gz", "night.tar", "night.avro", "night.parquet"])
+def test_a_storage_that_fails_on_the_way_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Or the rest of a night would be set aside for good, as a source is read once."""
+    path = tmp_path / name
+    if name.endswith("avro"):
+        path.write_bytes(make.container([make.record(i) for i in range(7)]))
+    elif name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist([make.record(i) for i in range(7)]), path)
+    else:
+        path.write_bytes(make.tarball(FILES, "w:gz" if name.endswith("gz") else "w"))
+    source = open_source(path)
+    assert source.source_id
+    plain, asked = LocalFileOpener.read, []
+
+    def failing(self: LocalFileOpener, size: int = -1) -> bytes:
+        asked.append(size)
+        if len(asked) > 1 or name.endswith("avro"):
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(self, size)
+
+    monkeypatch.setattr(LocalFileOpener, "read", failing)
+    with pytest.raises(StorageError, match=r"could not be read to its end: .*Input/output error"):
+        read(source)
 
 
 def drained(data: bytes) -> tuple[bytes, Exception | None]:
