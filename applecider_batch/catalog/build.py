@@ -21,10 +21,18 @@ from applecider_batch.catalog.parts import PartTask, part_name, part_tasks, writ
 from applecider_batch.catalog.run_folder import RunFolder, Shard
 from applecider_batch.catalog.siblings import Siblings
 from applecider_batch.catalog.side import CROSSMATCHES, SIDE_TABLES
-from applecider_batch.catalog.store import CATALOG_FILE, FORMAT, FORMAT_VERSION, RUN_FILE, release_file
+from applecider_batch.catalog.store import (
+    CATALOG_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    RUN_FILE,
+    half_written,
+    release_file,
+)
 from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UserError
+from applecider_batch.lease import LEASE, Lease
 from applecider_batch.schema import load_table
 from applecider_batch.spread import Here, ProgressLike, Spread, Update
 from applecider_batch.storage import Store
@@ -73,15 +81,26 @@ def build_catalog(
     ------
     UserError
         Missing shards without ``allow_partial``; a damaged, missing or foreign data file; duplicate rows; a
-        folder that is something else.
+        folder that is something else, or in which another process is changing the catalogue.
     """
-    spread = spread or Here()
     run = RunFolder(run_url, storage_options)
     refuse_missing(run, allow_partial)
     out = Store(out_url, storage_options)
-    _refuse_foreign(out, run)
+    _refuse_foreign(out, run)  # before a lease is put there
+    with Lease(out, what="catalogue"):
+        _refuse_foreign(out, run)  # another process may have ended just now
+        matcher = CrossMatcher(known, match) if known else None
+        return _build(run, out, matcher, rows_per_part, progress, spread or Here())
 
-    matcher = CrossMatcher(known, match) if known else None
+
+def _build(
+    run: RunFolder,
+    out: Store,
+    matcher: CrossMatcher | None,
+    rows_per_part: int,
+    progress: ProgressLike | None,
+    spread: Spread,
+) -> dict[str, Any]:
     committed = [shard for shard in run.shards if shard.shard_id in run.commits]
     if progress is not None:
         progress.expect(len(committed))
@@ -149,6 +168,8 @@ def build_catalog(
         for name in out.ls(folder):
             if f"{folder}/{name}" not in named:
                 out.delete(f"{folder}/{name}")
+    for name in half_written(out):
+        out.delete(name)
     return info
 
 
@@ -185,7 +206,7 @@ def _refuse_foreign(out: Store, run: RunFolder) -> None:
                 hint="Choose another folder.",
             )
     # Names with a dot are what killed writers leave.
-    elif [n for n in out.ls() if n not in ("rows", RUN_FILE, *SIDE_TABLES) and not n.startswith(".")]:
+    elif [n for n in out.ls() if n not in ("rows", RUN_FILE, LEASE, *SIDE_TABLES) and not n.startswith(".")]:
         raise UserError(f"'{out.url}' is not empty and no catalogue.", hint="Choose a new folder.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ from applecider_batch.catalog.store import (
     INDEX,
     RELEASES,
     RUNS,
+    half_written,
     iter_rows,
+    only_writer,
     open_catalog,
     release_file,
     whole_objects,
@@ -58,8 +61,16 @@ def fold(
     Raises
     ------
     UserError
-        If it cannot be folded, or the rows read are not those that the release promises.
+        If it cannot be folded, the rows read are not those that the release promises, or another process is
+        changing the catalogue.
     """
+    with only_writer(url, storage_options):
+        return _fold(url, known, rows_per_part, storage_options)
+
+
+def _fold(
+    url: str, known: Sequence[str], rows_per_part: int, storage_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
     store, info, completed = open_newest(url, storage_options)
     matcher = matcher_of(info, known, storage_options)
     if matcher is not None and matcher.describe() == info["crossmatch"]:
@@ -148,7 +159,7 @@ def list_releases(url: str, *, storage_options: Mapping[str, Any] | None = None)
 def gc(
     url: str, keep: int = 1, *, dry_run: bool = False, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Remove earlier releases and all files that no kept one names; the command refuses beside an update.
+    """Remove earlier releases and all files that no kept one names.
 
     Parameters
     ----------
@@ -161,9 +172,19 @@ def gc(
     -------
     dict
         ``releases_kept, releases_removed, files_removed, bytes_removed, dry_run``.
+
+    Raises
+    ------
+    UserError
+        If another process is changing the catalogue; not with ``dry_run``.
     """
     if keep < 1:
         raise UsageError(f"--keep is {keep}; at least 1 release must stay.")
+    with contextlib.nullcontext() if dry_run else only_writer(url, storage_options):
+        return _gc(url, keep, dry_run, storage_options)
+
+
+def _gc(url: str, keep: int, dry_run: bool, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
     store, newest, _ = open_newest(url, storage_options, complete=not dry_run)
     listed = [entry["release"] for entry in list_releases(url, storage_options=storage_options)["releases"]]
     kept = listed[-keep:]
@@ -173,7 +194,7 @@ def gc(
         named |= {entry["file"] for entry in all_files(info)}
     folders = (RELEASES, INDEX, RUNS, "rows", *SIDE_TABLES)
     removable = [path for folder in folders for path in store.walk(folder) if path not in named]
-    removable += [name for name in store.ls() if name.endswith(".tmp")]  # of writers that were killed
+    removable += half_written(store)
     # Documents go first: whoever opens one must find its files.
     removable.sort(key=lambda path: (not path.startswith(f"{RELEASES}/"), path))
     size = 0

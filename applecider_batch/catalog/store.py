@@ -7,6 +7,7 @@
     CATALOG/embeddings, light_curves, crossmatches/part-…    side tables, where there are any
     CATALOG/releases/00002.json               every release since the first update (see ``release.py``)
     CATALOG/index/…                           what an update looks up instead of reading all rows
+    CATALOG/lease.json                        who is changing the catalogue now (see ``lease.py``)
     CATALOG/runs/<run_id>/                    run folders of updates
     CATALOG/run.json                          times of the run (sessions, seconds by step), where it kept them
 
@@ -15,6 +16,7 @@ Readers trust only the parts that ``catalog.json`` names.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from applecider_batch.errors import UserError
+from applecider_batch.lease import LEASE, Lease
 from applecider_batch.storage import Store
 
 CATALOG_FILE = "catalog.json"
@@ -70,6 +73,25 @@ def open_catalog(url: str, storage_options: Mapping[str, Any] | None = None) -> 
             f"this program reads {FORMAT!r} of version {FORMAT_VERSION}."
         )
     return store, info
+
+
+@contextlib.contextmanager
+def only_writer(url: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """While this holds, no other build, update, fold or removal changes the catalogue.
+
+    Raises
+    ------
+    UserError
+        If another process is doing so.
+    """
+    store, _ = open_catalog(url, storage_options)
+    with Lease(store, what="catalogue"):
+        yield
+
+
+def half_written(store: Store) -> list[str]:
+    """Files beside ``catalog.json`` under temporary names, of killed writers; to be asked under the lease."""
+    return [name for name in store.ls() if name.endswith(".tmp") and not name.startswith(f".{LEASE}.")]
 
 
 def release_file(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated
 
 import typer
@@ -86,11 +85,9 @@ def fold(
     Example: applecider-batch catalog fold CATALOG
     """
     from applecider_batch.catalog.release_upkeep import fold as fold_catalog
-    from applecider_batch.engine.update import only_writer
 
     options = parse_storage_options(storage_option)
-    with only_writer(catalog, options):
-        result = fold_catalog(catalog, known=known or (), storage_options=options)
+    result = fold_catalog(catalog, known=known or (), storage_options=options)
     answer(result, format, next_command=f"applecider-batch catalog gc {catalog}")
 
 
@@ -118,9 +115,7 @@ def gc(
     Example: applecider-batch catalog gc CATALOG --keep 7
     """
     from applecider_batch.catalog.release_upkeep import gc as gc_catalog
-    from applecider_batch.engine.update import only_writer
 
     options = parse_storage_options(storage_option)
-    with contextlib.nullcontext() if dry_run else only_writer(catalog, options):
-        result = gc_catalog(catalog, keep, dry_run=dry_run, storage_options=options)
+    result = gc_catalog(catalog, keep, dry_run=dry_run, storage_options=options)
     answer(result, format)

@@ -13,11 +13,10 @@ models, settings and program must be those of the release, because a release is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,18 +27,7 @@ from applecider_batch.engine.plan import Plan, make_plan, open_inputs
 from applecider_batch.engine.run_folder import read_lines
 from applecider_batch.engine.selection import write_selection
 from applecider_batch.errors import UserError
-from applecider_batch.lease import Lease
 from applecider_batch.storage import Store, absolute
-
-
-@contextlib.contextmanager
-def only_writer(catalog_url: str, storage_options: Mapping[str, Any] | None) -> Iterator[None]:
-    """While this holds, no other update, fold or removal changes the catalogue; UserError if one does."""
-    from applecider_batch.catalog.store import open_catalog
-
-    store, _ = open_catalog(catalog_url, storage_options)
-    with Lease(store, what="catalogue"):
-        yield
 
 
 def update(
@@ -85,6 +73,7 @@ def update(
     from applecider_batch.archive.changes import changed_objects
     from applecider_batch.catalog.release import add_release, matcher_of, open_newest, same_lists, with_index
     from applecider_batch.catalog.release_index import closing_objects
+    from applecider_batch.catalog.store import only_writer
 
     check_executor(executor, address, workers, None)
     started = time.monotonic()

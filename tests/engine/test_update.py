@@ -162,6 +162,8 @@ def test_one_process_at_a_time_changes_a_catalogue(small: Survey) -> None:
             small.update()
         for verb in ("fold", "gc"):
             assert run_command(["catalog", verb, small.catalogue]) == 4
+        build = ["catalog", "build", f"{small.catalogue}-run", "--out", small.catalogue]
+        assert run_command([*build, "--known", f"transient={small.known}"]) == 4
         assert run_command(["catalog", "gc", small.catalogue, "--dry-run"]) == 0
         assert (Path(small.catalogue) / LEASE).exists()
     assert bytes_of(small.catalogue) == before
