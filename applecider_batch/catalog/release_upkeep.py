@@ -36,6 +36,7 @@ from applecider_batch.catalog.summary import Summary
 from applecider_batch.digest import json_digest
 from applecider_batch.errors import UsageError, UserError
 from applecider_batch.schema import load_table
+from applecider_batch.spread import ProgressLike
 from applecider_batch.storage import Store
 
 
@@ -45,6 +46,7 @@ def fold(
     known: Sequence[str] = (),
     rows_per_part: int = ROWS_PER_PART,
     storage_options: Mapping[str, Any] | None = None,
+    progress: ProgressLike | None = None,
 ) -> dict[str, Any]:
     """Write base and deltas into a new base: the same rows, a new release; with lists, matched again.
 
@@ -52,6 +54,8 @@ def fold(
     ----------
     known : sequence of str
         ``[KIND=]FILE``: lists of known sources to match all rows with, in the place of those of before.
+    progress : ProgressLike, optional
+        Counts rows.
 
     Returns
     -------
@@ -81,6 +85,9 @@ def _fold(
     checked, content = ContentDigest(), ContentDigest()
     matched: list[pa.Table] = []
 
+    if progress is not None:
+        progress.expect(info["rows"])
+
     def tables() -> Iterator[pa.Table]:
         for table in whole_objects(iter_rows(store, info)):
             checked.update(table)
@@ -92,6 +99,8 @@ def _fold(
             qvalues.update(table)
             index.update(table)
             yield table
+            if progress is not None:
+                progress.update(table.num_rows)
 
     lists = None if matcher is None else matcher.digest
     build = json_digest(["fold", info["content_sha256"], info.get("release", 1), lists])[:12]
