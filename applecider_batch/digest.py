@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.schema import one_array
+
 HASH64_END = 1 << 64
 
 
@@ -160,7 +162,7 @@ def _is_number(kind: pa.DataType) -> bool:
 def _encode_column(column: pa.Array | pa.ChunkedArray) -> list[bytes]:
     """One self-delimiting byte string per row."""
     if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        column = one_array(column)
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _encode_column(column.dictionary_decode())

@@ -169,6 +169,13 @@ class TableSchema:
         return "\n".join(lines)
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; without a copy, which Arrow's own functions make, if it is one already."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
 def list_tables() -> list[str]:
     """Names of all tables in the contract."""
     return sorted(path.stem for path in schemas_folder().glob("*.toml"))

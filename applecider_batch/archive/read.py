@@ -21,15 +21,15 @@ from applecider_batch.archive.snapshot import ArchiveError, Snapshot, load_snaps
 from applecider_batch.archive.spill import cut_ranges
 from applecider_batch.archive.stamp_blocks import COLUMNS as STAMPS
 from applecider_batch.archive.stamp_blocks import unpack
-from applecider_batch.archive.stamp_pages import PLACES, read_pixels
+from applecider_batch.archive.stamp_keys import StampKeys, blocks_of, chosen, keys_of, no_keys
+from applecider_batch.archive.stamp_pages import read_pixels
 from applecider_batch.archive.stitch import stitch
 from applecider_batch.digest import hash64_one
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
 
-_ROWS_PER_COPY = 8
-_GROUPS_AT_ONCE = 16
-"""Row groups of stamps read at once: of their 40 MB few rows are kept, the memory serves the next."""
+_KEPT_ROWS = 1 << 17
+"""Most rows of stamps whose keys stay in memory for the next call, some 25 MB."""
 _COUNTED = ("alerts", "photometry", "stamps", "spectra")
 
 
@@ -71,6 +71,7 @@ class Archive:
         self.store = store
         self.snapshot = snapshot
         self._hashes = hashes
+        self._kept_keys: tuple[tuple[int, int], StampKeys] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Archive, (self.store, self.snapshot, self._hashes))
@@ -195,7 +196,8 @@ class Archive:
     def read_stamps(self, lo: int, hi: int, candids: Iterable[int]) -> pa.Table:
         """The stamps of given alerts of a hash range.
 
-        Only the row groups that hold one of the candids are read.
+        Only the row groups that hold one of the candids are read. What the range holds is kept for the next
+        call, if it is for the same range and that is not too much.
 
         Returns
         -------
@@ -203,18 +205,24 @@ class Archive:
             Schema ``stamps``, in the archive's order; alerts without stamps have no row.
         """
         wanted = np.unique(np.fromiter(candids, np.int64))
-        schema = load_table("stamps").arrow
-        names = [name for name in schema.names if name not in STAMPS]
-        empty = _with_places(part_schema("stamps").empty_table().select(names), 0, *np.empty((2, 0)))
-        found = [_keys_of(number, part, lo, hi, wanted, names) for number, part in enumerate(self.parts)]
-        pieces = [table for table in found if table is not None]
-        keys = self._resolve("stamps", pieces, self.duplicates(lo, hi), empty)
+        keys = self._stamp_keys(lo, hi).of(wanted)
         with self._damage_told():
             pixels = read_pixels(self.parts, keys)
             if pixels is None:
-                pixels = unpack(_blocks_of(self.parts, keys))
+                pixels = unpack(blocks_of(self.parts, keys))
+        schema = load_table("stamps").arrow
         columns = [(pixels if name in STAMPS else keys).column(name) for name in schema.names]
         return pa.table(columns, schema=schema)
+
+    def _stamp_keys(self, lo: int, hi: int) -> StampKeys:
+        kept = self._kept_keys
+        if kept is not None and kept[0] == (lo, hi):
+            return kept[1]
+        pieces = [keys_of(number, part, lo, hi) for number, part in enumerate(self.parts)]
+        found = [table for table in pieces if table is not None]
+        keys = StampKeys(self._resolve("stamps", found, self.duplicates(lo, hi), no_keys()))
+        self._kept_keys = ((lo, hi), keys) if len(keys) <= _KEPT_ROWS else None
+        return keys
 
     def read_object(self, object_id: str) -> ShardData:
         """Everything of one object, stamps included."""
@@ -292,65 +300,10 @@ class Archive:
         pieces.sort(key=lambda piece: int(piece.column("hash64")[0].as_py()))
         table = pa.concat_tables([empty, *pieces])
         if len(lost):
-            table = _chosen(table, ~np.isin(pairs_of(table), lost))
+            table = chosen(table, ~np.isin(pairs_of(table), lost))
         ends = [(piece.column("hash64")[0].as_py(), piece.column("hash64")[-1].as_py()) for piece in pieces]
         disjoint = all(one[1] < other[0] for one, other in pairwise(ends))
         return table if disjoint else sort_rows(name, table)
-
-
-def _keys_of(
-    number: int, part: PartReader, lo: int, hi: int, candids: np.ndarray, names: list[str]
-) -> pa.Table | None:
-    """Columns but the stamps, and the places, of the wanted candids of a part; None if it has none."""
-    groups = np.array(part.groups("stamps", lo, hi) if part.overlaps("stamps", lo, hi) else [], np.int64)
-    if not len(groups):
-        return None
-    index = part.index("stamps")
-    assert index is not None
-    keys = part.read_groups("stamps", groups.tolist(), names)
-    hashes = keys.column("hash64").to_numpy()
-    mask = np.isin(keys.column("candid").to_numpy(), candids)
-    mask &= (hashes >= np.uint64(lo)) & (hashes <= np.uint64(hi - 1))
-    if not mask.any():
-        return None
-    sizes = index.rows[groups]
-    first = np.repeat(np.cumsum(sizes) - sizes, sizes)[mask]
-    places = np.repeat(groups, sizes)[mask], np.flatnonzero(mask) - first
-    return _with_places(keys.filter(pa.array(mask)), number, *places)
-
-
-def _with_places(keys: pa.Table, number: int, group: np.ndarray, row: np.ndarray) -> pa.Table:
-    for name, values in zip(PLACES, (np.full(len(group), number), group, row), strict=True):
-        keys = keys.append_column(name, pa.array(values.astype(np.int32)))
-    return keys
-
-
-def _blocks_of(parts: list[PartReader], keys: pa.Table) -> pa.Table:
-    """Blocks of the rows whose keys are read, by pyarrow, in the order of the keys."""
-    number, group, row = (keys.column(name).to_numpy().astype(np.int64) for name in PLACES)
-    order = np.lexsort((row, group, number))
-    pieces = [part_schema("stamps").empty_table().select(STAMPS)]
-    for own in np.unique(number).tolist():
-        index = parts[own].index("stamps")
-        assert index is not None
-        groups = np.unique(group[number == own])
-        for start in range(0, len(groups), _GROUPS_AT_ONCE):
-            some = groups[start : start + _GROUPS_AT_ONCE]
-            sizes = index.rows[some]
-            mine = (number == own) & np.isin(group, some)
-            mask = np.zeros(int(sizes.sum()), bool)
-            mask[(np.cumsum(sizes) - sizes)[np.searchsorted(some, group[mine])] + row[mine]] = True
-            pieces.append(_chosen(parts[own].read_groups("stamps", some.tolist(), STAMPS), mask))
-    table = pa.concat_tables(pieces)
-    return table if (np.diff(order) == 1).all() else table.take(pa.array(np.argsort(order)))
-
-
-def _chosen(rows: pa.Table, mask: np.ndarray) -> pa.Table:
-    """The rows of a mask; where they lie together they are not copied, a stamp is 16 kB."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    if not len(edges) or len(edges) > len(mask) // _ROWS_PER_COPY:
-        return rows.filter(pa.array(mask))
-    return pa.concat_tables(rows.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist())
 
 
 def _joined(pieces: list[ShardData]) -> ShardData:

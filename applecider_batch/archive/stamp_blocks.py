@@ -22,14 +22,22 @@ import numpy as np
 import pyarrow as pa
 
 from applecider_batch.archive.stamps import CUTOUTS, MAX_SIDE
-from applecider_batch.compiled import compiled
+from applecider_batch.compiled import CFunction, compiled
 from applecider_batch.schema import load_table
 
 COLUMNS = tuple(f"cutout{name}" for name in CUTOUTS)
 _HEAD = struct.Struct("<II")
 _PIXEL = 4
-_AT_ONCE = 8
 _MOST_BYTES = _PIXEL * MAX_SIDE**2
+_HEAD_PROBLEMS = {
+    1: "a block of stamps is shorter than its head",
+    2: "a block of stamps claims to be larger than stamps are",
+    3: "a block of stamps claims to end within a pixel",
+}
+_NO_CHECKSUM = -(2**31)
+
+_CRC32: Any = CFunction("deflate._deflate", "libdeflate_crc32", "uint32(uint32, uintp, uintp)")
+_LZ4: Any = CFunction("lz4.block._block", "LZ4_decompress_safe", "int32(uintp, uintp, int32, int32)")
 
 
 @functools.cache
@@ -107,8 +115,8 @@ def damaged_rows(table: pa.Table) -> np.ndarray:
             whole = stops - starts >= _HEAD.size
             found |= set(rows[~whole].tolist())
             rows, starts, stops = rows[whole], starts[whole], stops[whole]
-            _, checks = _heads(packed, starts)
-            found |= set(rows[checksums(packed, starts, stops) != checks].tolist())
+            _, checks, _ = _heads(packed, starts, stops)
+            found |= set(rows[~_sound(packed, starts, stops, checks)].tolist())
             first += len(blocks)
     return np.array(sorted(found), np.int64)
 
@@ -160,28 +168,10 @@ def read_heads(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple
     ValueError
         If no stamp can be so.
     """
-    if (stops - starts < _HEAD.size).any():
-        raise ValueError("a block of stamps is shorter than its head")
-    sizes, checks = _heads(data, starts)
-    if sizes.max(initial=0) > _MOST_BYTES:
-        raise ValueError("a block of stamps claims to be larger than stamps are")
-    if (sizes % _PIXEL).any():
-        raise ValueError("a block of stamps claims to end within a pixel")
+    sizes, checks, problem = _heads(data, starts, stops)
+    if problem:
+        raise ValueError(_HEAD_PROBLEMS[problem])
     return sizes, checks
-
-
-def _heads(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sizes, checks = np.empty(len(starts), np.int64), np.empty(len(starts), np.int64)
-    _read_heads(data, starts, sizes, checks)
-    return sizes, checks
-
-
-def checksums(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """CRC-32, int64 (n,), of the LZ4 blocks of n blocks of ``data``, for which see :func:`read_heads`."""
-    from isal import isal_zlib
-
-    packed, places = data.data, zip((starts + _HEAD.size).tolist(), stops.tolist(), strict=True)
-    return np.array([isal_zlib.crc32(packed[start:stop]) for start, stop in places], np.int64)
 
 
 def unpack_blocks(
@@ -205,26 +195,14 @@ def unpack_blocks(
     ValueError
         If a block is damaged.
     """
-    import cramjam
-
-    if (checksums(data, starts, stops) != checks).any():
+    row, found = _unpack_blocks(data, starts, stops, sizes, checks, values, at)
+    if row < 0:
+        return
+    if found == _NO_CHECKSUM:
         raise ValueError("a block of stamps does not have its checksum")
-    packed, starts = data.data, starts + _HEAD.size
-    planes = np.empty(_AT_ONCE * int(sizes.max(initial=0)), np.uint8)
-    for first in range(0, len(starts), _AT_ONCE):  # few enough for the processor's caches
-        some = slice(first, first + _AT_ONCE)
-        end = 0
-        sized = zip(starts[some].tolist(), stops[some].tolist(), sizes[some].tolist(), strict=True)
-        for start, stop, size in sized:
-            own = planes.data[end : end + size]
-            end += size
-            try:
-                found = cramjam.lz4.decompress_block_into(packed[start:stop], own, size)
-            except cramjam.DecompressionError as error:
-                raise ValueError(f"a block of stamps cannot be decompressed ({error})") from error
-            if found != size:
-                raise ValueError(f"a block of stamps holds {found} bytes where it claims {size}")
-        _join(planes, sizes[some], values, at[some])
+    if found < 0:
+        raise ValueError(f"a block of stamps cannot be decompressed (LZ4 ends at its byte {-found - 1})")
+    raise ValueError(f"a block of stamps holds {found} bytes where it claims {sizes[row]}")
 
 
 @compiled
@@ -238,25 +216,62 @@ def _split(pixels: np.ndarray, planes: np.ndarray) -> None:
 
 
 @compiled
-def _read_heads(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, checks: np.ndarray) -> None:
+def _heads(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sizes and checksums that blocks claim, and what is wrong with them (`_HEAD_PROBLEMS`) or 0."""
+    sizes, checks = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int64)
+    problem = 0
     for row in range(len(starts)):
-        size, check = np.int64(0), np.int64(0)
+        if stops[row] - starts[row] < 8:
+            return sizes, checks, 1
         for place in range(4):
-            size |= np.int64(data[starts[row] + place]) << (8 * place)
-            check |= np.int64(data[starts[row] + 4 + place]) << (8 * place)
-        sizes[row], checks[row] = size, check
+            sizes[row] |= np.int64(data[starts[row] + place]) << (8 * place)
+            checks[row] |= np.int64(data[starts[row] + 4 + place]) << (8 * place)
+        if sizes[row] > _MOST_BYTES:
+            problem = 2
+        elif sizes[row] % 4 and not problem:
+            problem = 3
+    return sizes, checks, problem
 
 
-@compiled
-def _join(planes: np.ndarray, sizes: np.ndarray, values: np.ndarray, at: np.ndarray) -> None:
-    """Planes of stamps, ``sizes`` (m,) in bytes, into their pixels, uint32, from ``at`` (m,) on."""
-    end = 0
-    for row in range(len(sizes)):
+@functools.partial(compiled, calls=(_CRC32,))
+def _sound(data: np.ndarray, starts: np.ndarray, stops: np.ndarray, checks: np.ndarray) -> np.ndarray:
+    """Whether LZ4 blocks have their checksums, bool (n,)."""
+    sound = np.empty(len(starts), np.bool_)
+    for row in range(len(starts)):
+        block = data[starts[row] + 8 : stops[row]]
+        sound[row] = _CRC32(np.uint32(0), block.ctypes.data, np.uint64(len(block))) == checks[row]
+    return sound
+
+
+@functools.partial(compiled, calls=(_CRC32, _LZ4))
+def _unpack_blocks(
+    data: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    sizes: np.ndarray,
+    checks: np.ndarray,
+    values: np.ndarray,
+    at: np.ndarray,
+) -> tuple[int, int]:
+    """-1 and 0, or the first damaged block and what LZ4 says of it, `_NO_CHECKSUM` without asking it."""
+    planes = np.empty(max(sizes.max(), 1) if len(sizes) else 1, np.uint8)
+    for row in range(len(starts)):
+        # One after the other, so that a block and its pixels stay in the processor's caches.
+        block = data[starts[row] + 8 : stops[row]]
+        place, length = block.ctypes.data, np.uint64(len(block))
+        if _CRC32(np.uint32(0), place, length) != checks[row]:
+            return row, _NO_CHECKSUM
+        found = _LZ4(place, planes.ctypes.data, np.int32(length), np.int32(sizes[row]))
+        if found != sizes[row]:
+            return row, found
         n = sizes[row] // 4
-        own = planes[end : end + 4 * n]
-        end += 4 * n
         out = values[at[row] : at[row] + n]
-        upper, second, third, lowest = own[:n], own[n : 2 * n], own[2 * n : 3 * n], own[3 * n :]
+        upper, second, third, lowest = (
+            planes[:n],
+            planes[n : 2 * n],
+            planes[2 * n : 3 * n],
+            planes[3 * n : 4 * n],
+        )
         for i in range(n):
             out[i] = (
                 np.uint32(upper[i]) << np.uint32(24)
@@ -264,3 +279,4 @@ def _join(planes: np.ndarray, sizes: np.ndarray, values: np.ndarray, at: np.ndar
                 | np.uint32(third[i]) << np.uint32(8)
                 | np.uint32(lowest[i])
             )
+    return -1, 0

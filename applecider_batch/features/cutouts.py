@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from applecider_batch.features.profiles import Profile
 from applecider_batch.features.segments import int_column
+from applecider_batch.schema import one_array
 
 STAMPS: tuple[str, ...] = ("Science", "Template", "Difference")
 _MAD_TO_SIGMA = 1.4826
@@ -55,7 +56,7 @@ def make_cutouts(stamps: pa.Table, profile: Profile) -> np.ndarray:
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All values of a list column, the start of each row, and its length (0 for null)."""
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    array = one_array(column)
     counts = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     # flatten() leaves out what nulls may hide, so offsets are made from the lengths.
     pixels = array.flatten()

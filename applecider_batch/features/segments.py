@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.compiled import compiled
+from applecider_batch.schema import one_array
 
 
 def float_column(table: pa.Table, name: str) -> np.ndarray:
@@ -36,8 +37,7 @@ def text_column(table: pa.Table, name: str) -> pa.Array:
     """A string column as one plain Arrow array, absent as nulls."""
     if name not in table.column_names:
         return pa.nulls(table.num_rows, pa.string())
-    column = table.column(name).cast(pa.string())
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
+    return one_array(table.column(name).cast(pa.string()))
 
 
 def starts_of(*keys: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.read import Archive
 from applecider_batch.archive.stamps import CUTOUTS, decode_stamp
 from applecider_batch.inference.shard import PIECE
+from applecider_batch.schema import one_array
 from benchmarks.stages import Stage
 from benchmarks.stages.inputs import Inputs
 
@@ -114,7 +115,7 @@ def stamps_from_archive(inputs: Inputs) -> Stage:
             for piece in pieces:
                 found = archive.read_stamps(*EVERYTHING, piece)
                 for name in CUTOUTS:  # as the cutouts take them: one view of all pixels
-                    found.column(f"cutout{name}").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+                    one_array(found.column(f"cutout{name}")).flatten().to_numpy(zero_copy_only=False)
         return again * len(candids)
 
     def reference() -> int:
