@@ -38,12 +38,37 @@ class TableIndex:
         return np.flatnonzero((self.lo <= np.uint64(hi - 1)) & (self.hi >= np.uint64(lo))).tolist()
 
 
+class PlainLayout:
+    """Where the columns of row groups lie in a file that nothing packs, from its footer."""
+
+    def __init__(self, footer: pq.FileMetaData) -> None:
+        self._footer = footer
+        self._columns = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+        self._known: dict[tuple[int, str], tuple[int, int, int] | None] = {}
+
+    def place(self, group: int, column: str) -> tuple[int, int, int] | None:
+        """First byte, bytes and rows of a column of byte strings; None if the column is anything else."""
+        key = group, column
+        if key not in self._known:
+            self._known[key] = self._place(*key)
+        return self._known[key]
+
+    def _place(self, group: int, column: str) -> tuple[int, int, int] | None:
+        number = self._columns.get(column)  # that of a list has another path
+        if number is None:
+            return None
+        rows, kind = self._footer.row_group(group), self._footer.schema.column(number)
+        chunk, levels = rows.column(number), (kind.max_definition_level, kind.max_repetition_level)
+        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or levels != (1, 0):
+            return None
+        return chunk.data_page_offset, chunk.total_compressed_size, rows.num_rows
+
+
 class PlainChunks:
     """Columns of row groups as they lie in a local file, where nothing packs them."""
 
-    def __init__(self, file: IO[bytes], footer: pq.FileMetaData) -> None:
-        self._file, self._footer = file, footer
-        self._places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+    def __init__(self, file: IO[bytes], layout: PlainLayout) -> None:
+        self._file, self._layout = file, layout
         self._buffer = np.empty(0, np.uint8)
         self.bytes_read = 0
 
@@ -55,23 +80,18 @@ class PlainChunks:
         (ndarray, int) or None
             uint8, valid until the next call; None if the column is anything else.
         """
-        rows = self._footer.row_group(group)
-        place = self._places.get(column)  # that of a list has another path
+        place = self._layout.place(group, column)
         if place is None:
             return None
-        chunk, kind = rows.column(place), self._footer.schema.column(place)
-        levels = kind.max_definition_level, kind.max_repetition_level
-        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or levels != (1, 0):
-            return None
-        size = chunk.total_compressed_size
+        at, size, rows = place
         if len(self._buffer) < size:
             self._buffer = np.empty(size, np.uint8)
         data = self._buffer[:size]
-        self._file.seek(chunk.data_page_offset)
+        self._file.seek(at)
         if self._file.readinto(data.data) != size:  # type: ignore[attr-defined]
             return None
         self.bytes_read += size
-        return data, rows.num_rows
+        return data, rows
 
 
 class PartReader:
@@ -85,6 +105,7 @@ class PartReader:
         self.record = record
         self.only = only
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._plain: dict[str, PlainLayout] = {}
         self._stored: dict[str, dict[str, np.ndarray]] = {}
         self.bytes_read = 0
 
@@ -177,7 +198,9 @@ class PartReader:
         except FileNotFoundError:
             raise _missing(self.store, path) from None
         with file:
-            chunks = PlainChunks(file, self._footers[name])
+            if name not in self._plain:
+                self._plain[name] = PlainLayout(self._footers[name])
+            chunks = PlainChunks(file, self._plain[name])
             try:
                 yield chunks
             finally:

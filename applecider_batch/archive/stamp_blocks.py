@@ -144,9 +144,10 @@ def _unpacked(blocks: pa.BinaryArray) -> pa.Array:
 def lists_of(values: np.ndarray, ends: np.ndarray, here: np.ndarray) -> pa.Array:
     """Pixels (uint32, bits of float32) as lists; row i ends at ``ends[i + 1]``, null where not ``here``."""
     kind = load_table("stamps").arrow.field(COLUMNS[0]).type
-    mask = None if here.all() else pa.array(~here)
-    lengths = pa.array(ends.astype(np.int32))
-    return pa.ListArray.from_arrays(lengths, pa.array(values.view(np.float32)), type=kind, mask=mask)
+    bitmap = None if here.all() else pa.array(here).buffers()[1]
+    items = pa.Array.from_buffers(pa.float32(), len(values), [None, pa.py_buffer(values)])
+    offsets = pa.py_buffer(ends.astype(np.int32))
+    return pa.Array.from_buffers(kind, len(here), [bitmap, offsets], children=[items])
 
 
 def read_heads(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

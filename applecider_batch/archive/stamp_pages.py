@@ -92,12 +92,15 @@ def _unpack_rows(
     starts, stops = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
     if not _find_blocks(data, starts, stops):
         return False
-    starts, stops = starts[rows], stops[rows]
     here = pixels > 0
-    if ((starts >= 0) != here).any():
+    if here.all():
+        starts, stops = starts[rows], stops[rows]
+    else:
+        if (starts[rows[~here]] >= 0).any():
+            return False
+        starts, stops, at, pixels = starts[rows[here]], stops[rows[here]], at[here], pixels[here]
+    if (starts < 0).any():
         return False
-    if not here.all():
-        starts, stops, at, pixels = starts[here], stops[here], at[here], pixels[here]
     sizes, checks = read_heads(data, starts, stops)
     if (sizes != 4 * pixels).any():
         return False
@@ -111,6 +114,24 @@ def _find_blocks(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> boo
 
     The layout is Parquet's: https://parquet.apache.org/docs/file-format/data-pages/ and ``parquet.thrift``.
     """
+
+    def varint(at: int, end: int) -> tuple[int, int]:
+        """A number of seven bits a byte, the lowest first, and where it ends; -1 if it has no end."""
+        number, shift = np.int64(0), 0
+        while at < end and shift <= 28:
+            byte = np.int64(data[at])
+            at += 1
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number, at
+            shift += 7
+        return np.int64(-1), at
+
+    def word(at: int) -> int:
+        """A number of four bytes, the lowest first."""
+        lower = np.int64(data[at]) | np.int64(data[at + 1]) << 8
+        return lower | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
+
     size, n_rows = len(data), len(starts)
     at, row = np.int64(0), np.int64(0)
     # Of a page's header: its type, bytes (unpacked, packed), values, encodings of values and levels.
@@ -140,16 +161,9 @@ def _find_blocks(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> boo
                 continue
             if kind != 5:  # int32, enumerations too
                 return False
-            number, shift = np.int64(0), 0
-            while True:
-                if at >= size or shift > 28:
-                    return False
-                byte = np.int64(data[at])
-                at += 1
-                number |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
+            number, at = varint(at, size)
+            if number < 0:
+                return False
             number = (number >> 1) ^ -(number & 1)
             if depth == 0 and last <= 3:
                 said[last - 1] = number
@@ -162,26 +176,16 @@ def _find_blocks(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> boo
         if said[4] != 0 or said[5] != 3 or count < 0 or row + count > n_rows:
             return False
         # --- levels, one bit each: 1 for a row that has a block
-        length = np.int64(data[at]) | np.int64(data[at + 1]) << 8
-        length |= np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
+        length = word(at)
         at += 4
         levels_stop = at + length
         if levels_stop > stop:
             return False
         done = 0
         while done < count:
-            header, shift = np.int64(0), 0
-            while True:
-                if at >= levels_stop or shift > 28:
-                    return False
-                byte = np.int64(data[at])
-                at += 1
-                header |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
+            header, at = varint(at, levels_stop)
             run, packed = header >> 1, header & 1
-            if run == 0 or at + (run if packed else 1) > levels_stop:
+            if run <= 0 or at + (run if packed else 1) > levels_stop:
                 return False
             for i in range(min(8 * run if packed else run, count - done)):
                 level = (data[at + (i >> 3)] >> (i & 7)) & 1 if packed else data[at]
@@ -195,8 +199,7 @@ def _find_blocks(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> boo
             if starts[i] == 0:
                 if at + 4 > stop:
                     return False
-                length = np.int64(data[at]) | np.int64(data[at + 1]) << 8
-                length |= np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
+                length = word(at)
                 starts[i], stops[i] = at + 4, at + 4 + length
                 at += 4 + length
                 if at > stop:
