@@ -69,11 +69,15 @@ def fold(
         changing the catalogue.
     """
     with only_writer(url, storage_options):
-        return _fold(url, known, rows_per_part, storage_options)
+        return _fold(url, known, rows_per_part, storage_options, progress)
 
 
 def _fold(
-    url: str, known: Sequence[str], rows_per_part: int, storage_options: Mapping[str, Any] | None
+    url: str,
+    known: Sequence[str],
+    rows_per_part: int,
+    storage_options: Mapping[str, Any] | None,
+    progress: ProgressLike | None,
 ) -> dict[str, Any]:
     store, info, completed = open_newest(url, storage_options)
     matcher = matcher_of(info, known, storage_options)
@@ -84,7 +88,6 @@ def _fold(
     summary, index, qvalues = Summary(info["identity"].get("cuts")), LayerIndex(), QValues()
     checked, content = ContentDigest(), ContentDigest()
     matched: list[pa.Table] = []
-
     if progress is not None:
         progress.expect(info["rows"])
 

@@ -77,6 +77,7 @@ def fold(
     known: KnownOption = None,
     storage_option: StorageOption = None,
     format: FormatOption = Format.human,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a catalogue's base and deltas into a new base: the same rows, faster to read.
 
@@ -85,9 +86,11 @@ def fold(
     Example: applecider-batch catalog fold CATALOG
     """
     from applecider_batch.catalog.release_upkeep import fold as fold_catalog
+    from applecider_batch.logs import Progress
 
     options = parse_storage_options(storage_option)
-    result = fold_catalog(catalog, known=known or (), storage_options=options)
+    with Progress("catalog fold", unit="rows", enabled=not quiet) as progress:
+        result = fold_catalog(catalog, known=known or (), storage_options=options, progress=progress)
     answer(result, format, next_command=f"applecider-batch catalog gc {catalog}")
 
 
