@@ -107,6 +107,10 @@ class Archive:
         """The parts of the snapshot."""
         return [PartReader(self.store, record, self._hashes) for record in self.snapshot.parts]
 
+    def holds(self, name: str) -> bool:
+        """Whether any part has rows of that table."""
+        return any(record.rows(name) for record in self.snapshot.parts)
+
     def object_names(self, lo: int, hi: int) -> list[str]:
         """objectIds with hash64 in [lo, hi) that have an alert or a point, sorted by (hash64, objectId)."""
         tables = []

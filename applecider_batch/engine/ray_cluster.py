@@ -318,6 +318,8 @@ class Connection:
         if self._owned:
             import ray
 
+            if self.local:
+                _end_monitor()
             ray.shutdown()
             self._owned = False
         self._remove_folder()
@@ -326,6 +328,15 @@ class Connection:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+
+def _end_monitor() -> None:
+    """End the autoscaler of a local Ray: it has no work and ignores SIGTERM, and Ray would wait a second."""
+    from ray._private import ray_constants, worker
+
+    processes = worker._global_node.all_processes if worker._global_node is not None else {}
+    for info in processes.get(ray_constants.PROCESS_TYPE_MONITOR, ()):
+        info.process.kill()
 
 
 def _short_folder() -> str:

@@ -1,8 +1,9 @@
 """The Ray executor: actors that own shards, an actor pool per modality, retries by the driver.
 
-A worker (``ray_actors.py``) does a shard end to end and talks to the model actors itself, so the driver sees
-one message per shard.  The pools follow the shards left and what the cluster has.  Nothing is restarted or
-retried by Ray (``max_restarts=0``, ``max_task_retries=0``): the driver decides.
+A worker (``ray_worker.py``) does a shard end to end and talks to the model actors (``ray_model.py``) itself,
+so the driver sees one message per shard.  The pools follow the shards left and what the cluster has; there is
+none for a modality without input in the archive.  Nothing is restarted or retried by Ray (``max_restarts=0``,
+``max_task_retries=0``): the driver decides.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 from applecider_batch.engine.isolate import Attempt
 from applecider_batch.engine.outcome import Outcome, is_by_object
 from applecider_batch.engine.plan import Shard
-from applecider_batch.engine.ray_actors import ModelActor, ShardWorker
 from applecider_batch.engine.ray_cluster import WORKER, Connection, Node, Pool, check_fit, plan_pools
+from applecider_batch.engine.ray_model import ModelActor
+from applecider_batch.engine.ray_worker import ShardWorker
 from applecider_batch.engine.task_spec import TaskSpec
 from applecider_batch.errors import AppleciderError, ClusterError, UsageError
-from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.logs import get_logger
 
 PLACE_SECONDS = 120.0
@@ -90,10 +91,9 @@ class RayExecutor:
     # ---- start
 
     def start(self, stop: threading.Event) -> None:
-        """Connect, check that the pools fit, start all actors and wait for them."""
+        """Connect, check that the pools fit, start all actors and wait until a shard can begin."""
         self._stop = stop
-        defaults = self.spec.load_models().defaults
-        self._modalities = [name for name in MODALITIES if name in defaults]
+        self._modalities = self.spec.modalities()
         self._connect()
         self._models = {name: [] for name in self._pools}
         for name, pool in self._pools.items():
@@ -101,7 +101,7 @@ class RayExecutor:
                 self._start_model(name)
         for _ in range(self._worker_pool.size):
             self._start_worker()
-        while self._starting and not stop.is_set():
+        while self._starting and not self.free() and not stop.is_set():
             self._settle(1.0)
 
     def _planned(self, cpus: float, gpus: float, workers: int | None = None) -> tuple[Pool, dict[str, Pool]]:

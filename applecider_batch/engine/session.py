@@ -63,7 +63,7 @@ class Session:
         self.log(f"{outcome.shard.name} committed: {record['objects']} objects, {record['rows']} rows{note}")
 
     def working(self, pools: dict[str, int]) -> None:
-        """Everything is ready; note what there is of each kind."""
+        """The first shard can begin; note what there is, or will be, of each kind."""
         self._about["pools"] = pools
         self._write_manifest(UNDER_WAY[1])
 

@@ -101,6 +101,12 @@ class ShardTask:
         """Modalities for which the model set has a network."""
         return list(self._modalities)
 
+    def warm_up(self) -> None:
+        """Do a shard without objects: what is imported or compiled at its first use is there afterwards."""
+        nothing = Shard(0, 0, 0, 0, 0)
+        prepared = self.make_ready(nothing, Attempt("warm-up", {})).prepared
+        self.assemble(nothing, prepared, self.infer(nothing, prepared, {}))
+
     def make_ready(self, shard: Shard, attempt: Attempt) -> Ready:
         """Read and prepare a shard; another thread than that of :meth:`run` may do it."""
         clock = Clock()

@@ -12,7 +12,11 @@ import pyarrow as pa
 from applecider_batch.archive.snapshot import ArchiveError
 from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.selection import read_selection
+from applecider_batch.inference.fusion import MODALITIES
 from applecider_batch.storage import Store
+
+TABLES = {"image": "stamps", "spectra": "spectra"}
+"""Table of the archive without which a modality has no input; every object has a light curve."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,15 @@ class TaskSpec:
     def load_models(self) -> Any:
         """The run's model set."""
         return self.rooms.load_models(self.plan.models, self.storage_options or None)
+
+    def modalities(self) -> list[str]:
+        """Modalities with a network in the model set and any input in the archive."""
+        networks, archive = self.load_models().defaults, self.archive()
+        return [
+            name
+            for name in MODALITIES
+            if name in networks and (name not in TABLES or archive.holds(TABLES[name]))
+        ]
 
     def archive(self) -> Any:
         """The run's archive, at the plan's snapshot; only the plan's objects where it names some.

@@ -79,9 +79,14 @@ class FakeArchive:
         for gap in sorted({gap for gap in without if lo <= gap < hi}):
             left, right = self.read_shard(lo, gap), self.read_shard(gap + 1, hi, without)
             return FakeShard([*left.objects, *right.objects])
+        if lo == hi:
+            return FakeShard([])
         content = self._read()
         self._fail(content["faults"], lo, hi)
         return FakeShard(self.object_names(lo, hi))
+
+    def holds(self, name: str) -> bool:
+        return True
 
     def object_names(self, lo: int, hi: int) -> list[str]:
         return [name for name in names(self._read()["objects"]) if lo <= hash64_one(name) < hi]

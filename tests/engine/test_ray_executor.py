@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -21,9 +22,10 @@ from applecider_batch.engine import api
 from applecider_batch.engine.driver import Driver, RunInterrupted
 from applecider_batch.engine.ray_cluster import Node
 from applecider_batch.engine.ray_executor import RayExecutor
+from applecider_batch.engine.ray_worker import ActorPort
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.task_spec import TaskSpec
-from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.errors import ClusterError, InternalError, UsageError
 from applecider_batch.models.model_set import init_model_set
 from applecider_batch.models.use import use_network
 from applecider_batch.storage import Store
@@ -126,6 +128,30 @@ def test_workers_killed_now_and_then(ray_session: Any, archive: str, tmp_path: P
     assert drive("ray", archive, str(tmp_path / "run"), 2, models="slim")["state"] == "complete"
     assert rows(tmp_path / "run") == rows(tmp_path / "serial")
     assert len(list((tmp_path / "run" / "failures").iterdir())) == 2
+
+
+def test_a_modality_without_input_gets_no_actors(ray_session: Any, inputs: Inputs, tmp_path: Path) -> None:
+    for executor in ("serial", "ray"):
+        done = api.classify(
+            inputs.archive,
+            inputs.models,
+            str(tmp_path / executor),
+            snapshot=1,  # before the spectra
+            horizons=(5.0, None),
+            executor=executor,
+            objects_per_shard=10,
+            device="cpu",
+            progress=False,
+        )
+        assert done["state"] == "complete"
+    assert rows(tmp_path / "ray") == rows(tmp_path / "serial")
+    last = json.loads((tmp_path / "ray" / "manifest.jsonl").read_text().splitlines()[-1])
+    assert set(last["pools"]) == {"worker", "photometry", "image"}
+
+
+def test_a_batch_without_actors_is_our_fault() -> None:
+    with pytest.raises(InternalError, match="spectra"):
+        ActorPort("spectra", [], "here", 0).submit({})
 
 
 class Killer(RayExecutor):

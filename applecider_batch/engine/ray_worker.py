@@ -1,4 +1,4 @@
-"""What runs on the cluster: actors that own shards, and actors that hold a network."""
+"""What owns shards on the cluster, and how it reaches the actors that hold the networks."""
 
 from __future__ import annotations
 
@@ -9,36 +9,8 @@ from applecider_batch.engine.outcome import ModelLost, Outcome, attempt_shard
 from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.shard_task import ShardTask
 from applecider_batch.engine.task_spec import TaskSpec
-from applecider_batch.engine.timing import computed
+from applecider_batch.errors import InternalError
 from applecider_batch.inference.batches import Batch
-
-
-class ModelActor:
-    """The network of one modality in a process of its own."""
-
-    def __init__(self, spec: TaskSpec, modality: str) -> None:
-        self._spec, self._modality = spec, modality
-        self._predictor: Any = None
-
-    def ready(self) -> str:
-        """Load the network; returns the node's id.  Unlike a constructor's, its errors come back as such."""
-        import ray
-
-        if self._predictor is None:
-            from applecider_batch.inference.predictor import Predictor
-
-            identity = self._spec.plan.identity
-            self._predictor = Predictor(
-                self._spec.load_models().defaults[self._modality],
-                device=identity["device_type"],
-                dtype=identity["dtype"],
-                threads=identity["threads"],
-            )
-        return str(ray.get_runtime_context().get_node_id())
-
-    def run(self, batch: Batch) -> dict[str, Any]:
-        """Answer of the predictor, with the seconds that it took."""
-        return computed(self._predictor.run, batch)
 
 
 class ShardWorker:
@@ -49,18 +21,24 @@ class ShardWorker:
         self._task: ShardTask | None = None
 
     def ready(self) -> str:
-        """Open archive and model set; returns the node's id."""
+        """Open archive and model set; returns the node's id.
+
+        The networks take longer to load, so there is time to warm up.
+        """
         import ray
 
         if self._task is None:
             self._task = ShardTask(self._spec)
+            self._task.warm_up()
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, shard: Shard, attempt: Attempt, pools: dict[str, list[tuple[Any, str]]]) -> Outcome:
         """One attempt at a shard; ``pools`` are the (actor, node id) of each modality at this moment."""
         here = self.ready()
         assert self._task is not None
-        ports = {name: ActorPort(name, actors, here, self._number) for name, actors in pools.items()}
+        ports = {
+            name: ActorPort(name, pools.get(name, []), here, self._number) for name in self._task.modalities
+        }
         return attempt_shard(self._task, shard, attempt, ports)
 
 
@@ -71,6 +49,7 @@ class ActorPort:
     ----------
     modality : str
     actors : list of (actor, node id)
+        Empty where the archive holds no input for the modality; a batch is an error then.
     here : str
         The caller's node id.
     first : int
@@ -85,6 +64,8 @@ class ActorPort:
 
     def submit(self, batch: Batch) -> Any:
         """Send the batch to the next actor."""
+        if not self._actors:
+            raise InternalError(f"A batch for {self._modality}, though the archive holds no input for it.")
         actor = self._actors[self._next % len(self._actors)]
         self._next += 1
         return actor.run.remote(batch)
