@@ -24,7 +24,7 @@ from astropy.io import fits
 from applecider_batch.archive.avro import parse_container
 from applecider_batch.archive.avro_reader import compile_schema, read_columns
 from applecider_batch.archive.history import HISTORY_FIELDS
-from applecider_batch.archive.sources import open_source
+from applecider_batch.archive.sources import open_sources
 from applecider_batch.archive.stamps import decode_stamp
 
 SIZE = 2000
@@ -86,7 +86,7 @@ def main(paths: list[str]) -> None:
                     info = tarfile.TarInfo(f"{i}.avro")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-            source = open_source(path)
+            (source,) = open_sources(path)
             assert source.source_id
             whole = rate(SIZE, lambda source=source: [b.packets_in for b in source.batches()])
         both = 1 / (1 / read + 1 / slow)

@@ -201,7 +201,7 @@ class PacketStage:
         lost = len(resolution.accepted) - written.alerts + resolution.superseded.num_rows
         if (
             written.alerts != resolution.stored + replaced
-            or sum(written.stored_by_source.values()) != resolution.stored
+            or sum(written.stored_by_source[source_id] for source_id in self._counts) != resolution.stored
             or written.duplicates != lost
             or written.quarantine != quarantined
         ):

@@ -1,9 +1,8 @@
 """Sources of alerts: nightly tarballs, Avro files, folders of them, Fink's Parquet.
 
-``open_source`` looks at a URL and gives something with a content digest and batches of packets;
-``open_sources`` gives one source per tarball and per Parquet file of a folder, so that a folder to which a
-night was added costs only that night. Nothing is unpacked to disk, and a batch never holds more packets or
-bytes than asked for.
+``open_sources`` looks at a URL and gives something with a content digest and batches of packets: one source
+per tarball and per Parquet file of a folder, so that a folder to which a night was added costs only that
+night. Nothing is unpacked to disk, and a batch never holds more packets or bytes than asked for.
 """
 
 from __future__ import annotations
@@ -73,16 +72,20 @@ class Source(Protocol):
         ...
 
 
-def open_source(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> Source:
-    """Open a source of alerts.
+def open_sources(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> list[Source]:
+    """Open what holds alerts.
 
     Parameters
     ----------
     url : str or Path
-        A nightly tarball, an Avro file, a Parquet file in a Fink layout, or a folder of such files (all of it
-        is one source then; see :func:`open_sources`).
+        A nightly tarball, an Avro file, a Parquet file in a Fink layout, or a folder of such files.
     storage_options : mapping, optional
         Given to fsspec.
+
+    Returns
+    -------
+    list of Source
+        One of a file; of a folder one per tarball and Parquet file, and one of its loose Avro files.
 
     Raises
     ------
@@ -93,18 +96,7 @@ def open_source(url: str | Path, storage_options: Mapping[str, Any] | None = Non
     if not store.exists():
         raise UserError(f"There is no source at '{url}'.", hint=f"Give {_ALLOWED}.")
     if store.fs.isfile(store.path()):
-        return _open_file(_File(store, "", _base_name(str(url))))
-    files = _walk(store)
-    if all(kind == "avro" for kind, _ in files):
-        return AvroSource([file for _, file in files], f"{_base_name(str(url))}/", "avro_folder")
-    return FolderSource([_open_file(file, kind) for kind, file in files], f"{_base_name(str(url))}/")
-
-
-def open_sources(url: str | Path, storage_options: Mapping[str, Any] | None = None) -> list[Source]:
-    """Like :func:`open_source`, a folder in parts: one per tarball and Parquet file, one of loose Avro."""
-    store = Store(url, storage_options)
-    if not store.exists() or store.fs.isfile(store.path()):
-        return [open_source(url, storage_options)]
+        return [_open_file(_File(store, "", _base_name(str(url))))]
     files = _walk(store)
     sources = [_open_file(file, kind) for kind, file in files if kind != "avro"]
     loose = [file for kind, file in files if kind == "avro"]
@@ -349,28 +341,3 @@ class FinkSource:
         """All rows, in order."""
         with self._file.open() as stream:
             yield from read_fink(stream, SourceInfo(self.source_id, self.name), max_packets, max_bytes)
-
-
-class FolderSource:
-    """A folder of files of several kinds, read one after the other."""
-
-    kind = "folder"
-
-    def __init__(self, parts: list[Source], name: str) -> None:
-        self._parts, self.name = parts, name
-
-    @functools.cached_property
-    def source_id(self) -> str:
-        """Digest of the parts' names and digests."""
-        listing = "\n".join(f"{part.source_id} {part.name}" for part in self._parts)
-        return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of all files."""
-        return sum(part.n_bytes for part in self._parts)
-
-    def batches(self, max_packets: int = MAX_PACKETS, max_bytes: int = MAX_BYTES) -> Iterator[PacketBatch]:
-        """All packets, file by file; rows carry the id of the file they came from."""
-        for part in self._parts:
-            yield from part.batches(max_packets, max_bytes)

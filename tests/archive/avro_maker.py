@@ -7,10 +7,13 @@ import gzip
 import io
 import tarfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import fastavro
 import numpy as np
+
+from applecider_batch.archive.sources import Source, open_sources
 
 POINT = [
     {"name": "jd", "type": "double"},
@@ -246,3 +249,9 @@ def tarball(members: Iterable[tuple[str, bytes]], mode: str = "w:gz") -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
+
+def opened(url: str | Path) -> Source:
+    """The one source at a URL."""
+    (source,) = open_sources(url)
+    return source

@@ -15,13 +15,13 @@ import pytest
 
 from applecider_batch.archive.cleaning import candid_from_float
 from applecider_batch.archive.packets import PacketBatch
-from applecider_batch.archive.sources import open_source, open_sources
+from applecider_batch.archive.sources import open_sources
 from applecider_batch.errors import UserError
 from tests.archive import avro_maker as make
 
 
 def batch_of(path: Path) -> PacketBatch:
-    batches = list(open_source(path).batches())
+    batches = list(make.opened(path).batches())
     assert len(batches) == 1
     return batches[0]
 
@@ -216,10 +216,10 @@ def test_broken_rows_are_set_aside(tmp_path: Path) -> None:
 
 def test_batches_are_bounded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [make.record(i) for i in range(10)], row_group_size=4)
-    sizes = [batch.packets_in for batch in open_source(path).batches(max_packets=3)]
+    sizes = [batch.packets_in for batch in make.opened(path).batches(max_packets=3)]
     assert sum(sizes) == 10
     assert max(sizes) <= 3
-    assert [batch.packets_in for batch in open_source(path).batches(max_bytes=1)] == [1] * 10
+    assert [batch.packets_in for batch in make.opened(path).batches(max_bytes=1)] == [1] * 10
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -231,7 +231,8 @@ def test_a_folder(tmp_path: Path) -> None:
         "month=1/part-1.snappy.parquet",
         "part-0.parquet",
     ]
-    rows = [row for batch in open_source(tmp_path).batches() for row in batch.alerts["candid"].to_pylist()]
+    batches = [batch for source in open_sources(tmp_path) for batch in source.batches()]
+    rows = [row for batch in batches for row in batch.alerts["candid"].to_pylist()]
     assert sorted(rows) == [make.CANDID0, make.CANDID0 + 1]
 
 
@@ -240,17 +241,17 @@ def test_a_parquet_without_candidate(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"'objects\.parquet' has no 'candidate' struct.*columns are objectId, ra"
     ):
-        open_source(path)
+        make.opened(path)
     path = write(tmp_path / "flat.parquet", [{"objectId": "ZTF20a", "candidate": "x"}])
     with pytest.raises(UserError, match="has no 'candidate' struct"):
-        open_source(path)
+        make.opened(path)
 
 
 def test_a_parquet_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_text("hello")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
-        open_source(path)
+        make.opened(path)
 
 
 def test_a_damaged_row_group_loses_only_itself(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_damaged_row_group_loses_only_itself(tmp_path: Path) -> None:
     start = column.data_page_offset
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
-    batches = list(open_source(path).batches())
+    batches = list(make.opened(path).batches())
     candids = [candid for batch in batches for candid in batch.alerts["candid"].to_pylist()]
     assert candids == [make.CANDID0 + i for i in (0, 1, 2, 6, 7, 8)]
     aside = [row for batch in batches for row in batch.quarantine.to_pylist()]

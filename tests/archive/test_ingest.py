@@ -276,6 +276,17 @@ def test_a_batch_that_does_not_add_up_is_our_fault(tmp_path: Path) -> None:
         ingest([Lying("s", [Packet("ZTF20a", 1)])], str(tmp_path / "a"))
 
 
+def test_rows_of_another_source_are_our_fault(tmp_path: Path) -> None:
+    """They would count as duplicates."""
+
+    class Mixed(Source):
+        def batches(self) -> Any:
+            yield from Source("another", self.packets).batches()
+
+    with pytest.raises(InternalError, match="The parts hold"):
+        ingest([Mixed("s", [Packet("ZTF20a", 1)])], str(tmp_path / "a"))
+
+
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(ArchiveError, match=r"not an archive: it holds 1 other entries \(thesis.tex\)"):
