@@ -209,13 +209,13 @@ class Archive:
             Schema ``stamps``, in the archive's order; alerts without stamps have no row.
         """
         wanted = np.unique(np.fromiter(candids, np.int64))
-        keys = self._stamp_keys(lo, hi).of(wanted)
+        rows = self._stamp_keys(lo, hi).of(wanted)
         with self._damage_told():
-            pixels = read_pixels(self.parts, keys)
+            pixels = read_pixels(self.parts, rows)
             if pixels is None:
-                pixels = unpack(blocks_of(self.parts, keys))
+                pixels = unpack(blocks_of(self.parts, rows))
         schema = load_table("stamps").arrow
-        columns = [(pixels if name in STAMPS else keys).column(name) for name in schema.names]
+        columns = [(pixels if name in STAMPS else rows.keys).column(name) for name in schema.names]
         return pa.table(columns, schema=schema)
 
     def _stamp_keys(self, lo: int, hi: int) -> StampKeys:

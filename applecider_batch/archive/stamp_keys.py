@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,24 +12,73 @@ import pyarrow as pa
 from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.parts import part_schema
 from applecider_batch.archive.stamp_blocks import COLUMNS
-from applecider_batch.archive.stamp_pages import PLACES
+from applecider_batch.archive.stamps import CUTOUTS
 
+PLACES = ("_part", "_group", "_row")
+"""Where a row lies, as columns of int32 beside its keys while these are put in order."""
 _GROUPS_AT_ONCE = 16
 """Row groups of stamps read at once: of their 40 MB few rows are kept, the memory serves the next."""
 _ROWS_PER_COPY = 8
 
 
+@dataclass(frozen=True)
+class StampRows:
+    """Some rows of the stamps of an archive.
+
+    Attributes
+    ----------
+    keys : Table
+        Schema ``stamps`` without pixels.
+    part, group, row : ndarray, int64, shape (n,)
+        Where each lies: number of the part, row group, row in it.
+    pixels : ndarray, int64, shape (3, n)
+        Pixels of each stamp in the order of `CUTOUTS`; -1 where there is none.
+    """
+
+    keys: pa.Table
+    part: np.ndarray
+    group: np.ndarray
+    row: np.ndarray
+    pixels: np.ndarray
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> StampRows:
+        """Rows of a table of keys and `PLACES`."""
+        sides = [[f"{side}{cutout}" for cutout in CUTOUTS] for side in ("height", "width")]
+        height, width = (
+            np.stack([table.column(name).fill_null(-1).to_numpy().astype(np.int64) for name in names])
+            for names in sides
+        )
+        pixels = np.where((height < 0) | (width < 0), -1, height * width)
+        part, group, row = (table.column(name).to_numpy().astype(np.int64) for name in PLACES)
+        return cls(table.drop_columns(list(PLACES)).combine_chunks(), part, group, row, pixels)
+
+    def take(self, rows: np.ndarray) -> StampRows:
+        """The rows of some positions."""
+        keys = self.keys.take(pa.array(rows))
+        return StampRows(keys, self.part[rows], self.group[rows], self.row[rows], self.pixels[:, rows])
+
+    def by_group(self) -> Iterator[tuple[int, list[tuple[int, np.ndarray]]]]:
+        """Per part its number, and its row groups with the positions here of their rows, in its order."""
+        order = np.lexsort((self.row, self.group, self.part))
+        part, group = self.part[order], self.group[order]
+        new = np.flatnonzero((np.diff(part, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0))
+        runs = zip(part[new].tolist(), group[new].tolist(), np.split(order, new[1:]), strict=False)
+        for number, mine in itertools.groupby(runs, key=lambda run: run[0]):
+            yield number, [(group, positions) for _, group, positions in mine]
+
+
 class StampKeys:
-    """Columns but the stamps, and the places, of the stamps of a hash range, found by candid.
+    """The stamps of a hash range without their pixels, found by candid.
 
     Parameters
     ----------
     table : Table
-        Schema ``stamps`` without its pixels, and `PLACES`; one row a packet, in the archive's order.
+        Schema ``stamps`` without pixels, and `PLACES`; one row a packet, in the archive's order.
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table.combine_chunks()
+        self._rows = StampRows.of_table(table)
         candids = table.column("candid").to_numpy()
         self._order = np.argsort(candids, kind="stable")
         self._candids = candids[self._order]
@@ -35,12 +86,12 @@ class StampKeys:
     def __len__(self) -> int:
         return len(self._candids)
 
-    def of(self, candids: np.ndarray) -> pa.Table:
+    def of(self, candids: np.ndarray) -> StampRows:
         """The rows of these alerts (int64, ascending, each once), in the archive's order."""
         first = np.searchsorted(self._candids, candids, side="left")
         many = np.searchsorted(self._candids, candids, side="right") - first
-        rows = np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())
-        return self._table.take(pa.array(np.sort(self._order[rows])))
+        found = np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())
+        return self._rows.take(np.sort(self._order[found]))
 
 
 def no_keys() -> pa.Table:
@@ -74,23 +125,22 @@ def _with_places(keys: pa.Table, number: int, group: np.ndarray, row: np.ndarray
     return keys
 
 
-def blocks_of(parts: Sequence[PartReader], keys: pa.Table) -> pa.Table:
-    """Blocks of the rows whose keys are read, by pyarrow, in the order of the keys."""
-    number, group, row = (keys.column(name).to_numpy().astype(np.int64) for name in PLACES)
-    order = np.lexsort((row, group, number))
-    pieces = [part_schema("stamps").empty_table().select(COLUMNS)]
-    for own in np.unique(number).tolist():
-        index = parts[own].index("stamps")
+def blocks_of(parts: Sequence[PartReader], rows: StampRows) -> pa.Table:
+    """Blocks of rows whose keys are read, by pyarrow, in the order of the keys."""
+    pieces, taken = [part_schema("stamps").empty_table().select(COLUMNS)], [np.empty(0, np.int64)]
+    for number, groups in rows.by_group():
+        index = parts[number].index("stamps")
         assert index is not None
-        groups = np.unique(group[number == own])
         for start in range(0, len(groups), _GROUPS_AT_ONCE):
             some = groups[start : start + _GROUPS_AT_ONCE]
-            sizes = index.rows[some]
-            mine = (number == own) & np.isin(group, some)
+            names = [group for group, _ in some]
+            sizes = index.rows[names]
             mask = np.zeros(int(sizes.sum()), bool)
-            mask[(np.cumsum(sizes) - sizes)[np.searchsorted(some, group[mine])] + row[mine]] = True
-            pieces.append(chosen(parts[own].read_groups("stamps", some.tolist(), COLUMNS), mask))
-    table = pa.concat_tables(pieces)
+            for first, (_, positions) in zip(np.cumsum(sizes) - sizes, some, strict=True):
+                mask[first + rows.row[positions]] = True
+                taken.append(positions)
+            pieces.append(chosen(parts[number].read_groups("stamps", names, COLUMNS), mask))
+    table, order = pa.concat_tables(pieces), np.concatenate(taken)
     return table if (np.diff(order) == 1).all() else table.take(pa.array(np.argsort(order)))
 
 

@@ -13,34 +13,31 @@ version or encoding, a damaged header) is left to pyarrow, which then says what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from applecider_batch.archive.part_reader import PartReader
 from applecider_batch.archive.stamp_blocks import COLUMNS, lists_of, read_heads, unpack_blocks
-from applecider_batch.archive.stamps import CUTOUTS
+from applecider_batch.archive.stamp_keys import StampRows
 from applecider_batch.compiled import compiled
-
-PLACES = ("_part", "_group", "_row")
-"""Where a row lies: number of the part, row group, row in it (columns of int32)."""
 
 _MOST_PIXELS = 2**31 - 1
 
 
-def read_pixels(parts: Sequence[PartReader], keys: pa.Table) -> pa.Table | None:
+def read_pixels(parts: Sequence[PartReader], rows: StampRows) -> pa.Table | None:
     """The three columns of pixels of rows whose keys are read.
 
     Parameters
     ----------
     parts : sequence of PartReader
-    keys : Table
-        Heights and widths of schema ``stamps`` and `PLACES`, rows in any order.
+    rows : StampRows
 
     Returns
     -------
     Table or None
-        The columns `COLUMNS` of schema ``stamps``, rows as in ``keys``;
+        The columns `COLUMNS` of schema ``stamps``, rows as in ``rows``;
         None if the files do not lie on this machine or are not plain; pyarrow then reads them.
 
     Raises
@@ -48,41 +45,27 @@ def read_pixels(parts: Sequence[PartReader], keys: pa.Table) -> pa.Table | None:
     ValueError
         If a block is damaged.
     """
-    sizes = {name: _pixels_of(keys, cutout) for name, cutout in zip(COLUMNS, CUTOUTS, strict=True)}
-    if any(int(pixels.sum()) > _MOST_PIXELS or (pixels == 0).any() for pixels in sizes.values()):
-        return None
+    sizes = dict(zip(COLUMNS, rows.pixels, strict=True))
     ends = {name: np.concatenate([[0], np.cumsum(np.maximum(p, 0))]) for name, p in sizes.items()}
+    if (rows.pixels == 0).any() or max(int(end[-1]) for end in ends.values()) > _MOST_PIXELS:
+        return None
     # Arrow's allocator keeps memory for the next call: fresh memory would cost more than joining bytes.
     memory = {name: pa.allocate_buffer(4 * int(ends[name][-1])) for name in COLUMNS}
     values = {name: np.frombuffer(buffer, np.uint32) for name, buffer in memory.items()}
-    part_of, group_of, row_of = (keys.column(name).to_numpy().astype(np.int64) for name in PLACES)
-    order = np.lexsort((row_of, group_of, part_of))
-    where = part_of[order] << 32 | group_of[order]
-    firsts = np.flatnonzero(np.diff(where, prepend=-1))
-    for number in np.unique(part_of).tolist():
+    for number, groups in rows.by_group():
         with parts[number].open_plain("stamps") as chunks:
             if chunks is None:
                 return None
-            for first, stop in zip(firsts.tolist(), [*firsts[1:].tolist(), len(order)], strict=True):
-                mine = order[first:stop]
-                if part_of[mine[0]] != number:
-                    continue
+            for group, mine in groups:
                 for name in COLUMNS:
-                    read = chunks.read(int(group_of[mine[0]]), name)
+                    read = chunks.read(group, name)
                     if read is None:
                         return None
                     data, n_rows = read
                     out = values[name], ends[name][mine], sizes[name][mine]
-                    if not _unpack_rows(data, n_rows, row_of[mine], *out):
+                    if not _unpack_rows(data, n_rows, rows.row[mine], *out):
                         return None
     return pa.table({name: lists_of(values[name], ends[name], sizes[name] > 0) for name in COLUMNS})
-
-
-def _pixels_of(keys: pa.Table, cutout: str) -> np.ndarray:
-    """Pixels of each row's stamp, int64; -1 where it has none."""
-    sides = [keys.column(f"{side}{cutout}") for side in ("height", "width")]
-    height, width = (side.fill_null(-1).to_numpy().astype(np.int64) for side in sides)
-    return np.where((height < 0) | (width < 0), -1, height * width)
 
 
 def _unpack_rows(
@@ -115,7 +98,7 @@ def _find_blocks(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> boo
     The layout is Parquet's: https://parquet.apache.org/docs/file-format/data-pages/ and ``parquet.thrift``.
     """
 
-    def varint(at: int, end: int) -> tuple[int, int]:
+    def varint(at: Any, end: Any) -> Any:
         """A number of seven bits a byte, the lowest first, and where it ends; -1 if it has no end."""
         number, shift = np.int64(0), 0
         while at < end and shift <= 28:
@@ -127,7 +110,7 @@ def _find_blocks(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> boo
             shift += 7
         return np.int64(-1), at
 
-    def word(at: int) -> int:
+    def word(at: Any) -> Any:
         """A number of four bytes, the lowest first."""
         lower = np.int64(data[at]) | np.int64(data[at + 1]) << 8
         return lower | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
