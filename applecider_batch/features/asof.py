@@ -14,6 +14,7 @@ import numpy as np
 
 from applecider_batch.errors import UserError
 from applecider_batch.features.episodes import Episodes
+from applecider_batch.features.order import order_within
 from applecider_batch.features.points import Alerts, Points
 from applecider_batch.features.segments import expand_ranges, run_numbers, search_in_segments, starts_of
 
@@ -197,7 +198,7 @@ def _known_points(points: Points, episodes: Episodes, walls: Walls) -> tuple[np.
 
 def _distinct(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number of the distinct combination of each item, and one item of each combination."""
-    order = np.lexsort(keys[::-1])
+    order = order_within(*keys)
     starts = starts_of(*(key[order] for key in keys))
     of_item = np.empty(len(order), np.int64)
     of_item[order] = run_numbers(starts, len(order))

@@ -77,7 +77,7 @@ class Preset:
 
     def rejects(self, alerts: Alerts, group: str) -> np.ndarray:
         """Alerts that meet a group of ``reject``, bool (n_alerts,)."""
-        return _all_met(alerts.table, self.reject[group])
+        return _all_met(alerts, self.reject[group])
 
     def evaluate(self, alerts: Alerts, view: View, row: Mapping[str, pa.Array]) -> pa.Array:
         """Whether each view passes.
@@ -96,7 +96,7 @@ class Preset:
             Null where the preset is not applicable.
         """
         n, segment, position = len(view), view.segment, view.position
-        passes = _all_met(alerts.table, self.alert)
+        passes = _all_met(alerts, self.alert)
         for group in self.reject:
             passes &= ~self.rejects(alerts, group)
         passed = np.ones(n, bool)
@@ -107,7 +107,7 @@ class Preset:
         for condition in self.alert:
             given = np.zeros(len(alerts), bool)
             for name in _names(condition.column):
-                given |= np.isfinite(float_column(alerts.table, name))
+                given |= np.isfinite(alerts.floats(name))
             known &= counts_of(segment, n, given[position]) > 0
         for condition in self.row:
             values = float_column(pa.table({condition.column: row[condition.column]}), condition.column)
@@ -120,13 +120,13 @@ def _names(column: str) -> list[str]:
     return [column.replace("#", k) for k in NEIGHBOURS] if "#" in column else [column]
 
 
-def _all_met(table: pa.Table, group: Group) -> np.ndarray:
-    """Rows that meet all conditions; with ``#`` in one of them, all for the same neighbour."""
-    any_neighbour = np.zeros(table.num_rows, bool)
+def _all_met(alerts: Alerts, group: Group) -> np.ndarray:
+    """Alerts that meet all conditions; with ``#`` in one of them, all for the same neighbour."""
+    any_neighbour = np.zeros(len(alerts), bool)
     for k in NEIGHBOURS if any("#" in condition.column for condition in group) else NEIGHBOURS[:1]:
-        met = np.ones(table.num_rows, bool)
+        met = np.ones(len(alerts), bool)
         for condition in group:
-            met &= condition.met(float_column(table, condition.column.replace("#", k)))
+            met &= condition.met(alerts.floats(condition.column.replace("#", k)))
         any_neighbour |= met
     return any_neighbour
 

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from applecider_batch.compiled import compiled
 from applecider_batch.features.float32_log import log10_float32
+from applecider_batch.features.order import order_within
 from applecider_batch.features.points import (
     CANDIDATE,
     FORCED,
@@ -37,7 +39,6 @@ from applecider_batch.features.segments import (
     counts_of,
     expand_ranges,
     run_numbers,
-    search_in_segments,
     starts_of,
 )
 
@@ -116,9 +117,8 @@ def _first_per_exposure(points: Points, sequence: np.ndarray, position: np.ndarr
     exposure = np.round(points.jd[position], 5)
     fid, later = points.fid[position], points.origin[position] != CANDIDATE
     keys = (sequence, fid, exposure)
-    order = np.lexsort(
-        (points.candid[position], points.jd[position], points.known_jd[position], later, *keys[::-1])
-    )
+    ties = (later, points.known_jd[position], points.jd[position], points.candid[position])
+    order = order_within(*keys, *ties)
     return np.sort(order[starts_of(*(key[order] for key in keys))])
 
 
@@ -147,7 +147,7 @@ def merge_events(
     """
     if not profile.signed_flux:
         flux = np.abs(flux)
-    order = np.lexsort((flux_err, flux, jd, fid, sequence))
+    order = order_within(sequence, fid, jd, flux, flux_err)
     sequence, fid, jd, flux, flux_err = (a[order] for a in (sequence, fid, jd, flux, flux_err))
     starts = _group_starts(sequence, fid, jd, profile.merge_hours / HOURS_PER_DAY)
     if not len(starts):
@@ -165,36 +165,25 @@ def merge_events(
     error = 1.0 / np.sqrt(total) if profile.merge_weights == "inverse_variance" else mean(flux_err)
     size = np.diff(np.append(starts, len(jd)))
     events = Events(sequence[starts], time, fid[starts], mean(flux), error, size)
-    return events.take(np.lexsort((events.fid, events.jd, events.sequence)))
+    return events.take(order_within(events.sequence, events.jd, events.fid))
 
 
+@compiled
 def _group_starts(sequence: np.ndarray, fid: np.ndarray, jd: np.ndarray, window_days: float) -> np.ndarray:
-    """First positions of the merge groups; input sorted by (sequence, fid, jd).
-
-    Each point knows the first one that lies beyond its own window; the groups of all sequences are then
-    walked side by side, one group a step, so the number of steps is that of the longest sequence.
-    """
-    n = len(jd)
-    runs = starts_of(sequence, fid)
-    if not len(runs):
-        return runs
-    run = run_numbers(runs, n)
-    end = np.append(runs[1:], n)[run]
-    beyond = search_in_segments(run, jd, run, jd + window_days, "right")
-    # jd + window may round: the test that counts is jd[j] - jd[i] <= window, which is exact.
-    while True:
-        grow = (beyond < end) & (jd[np.minimum(beyond, n - 1)] - jd <= window_days)
-        shrink = ~grow & (jd[beyond - 1] - jd > window_days)
-        if not (grow.any() or shrink.any()):
-            break
-        beyond = beyond + grow - shrink
-    is_start = np.zeros(n, bool)
-    front = runs
-    while len(front):
-        is_start[front] = True
-        ahead = beyond[front]
-        front = ahead[ahead < end[front]]
-    return np.flatnonzero(is_start)
+    """First positions of the merge groups; input sorted by (sequence, fid, jd)."""
+    starts = np.empty(len(jd), np.int64)
+    count = 0
+    for i in range(len(jd)):
+        first = starts[count - 1]
+        if (
+            count == 0
+            or sequence[i] != sequence[first]
+            or fid[i] != fid[first]
+            or jd[i] - jd[first] > window_days
+        ):
+            starts[count] = i
+            count += 1
+    return starts[:count]
 
 
 @dataclass(frozen=True)

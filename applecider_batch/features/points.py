@@ -7,17 +7,18 @@ becomes f = DN * 10^(-0.4 (magzpsci - 23.9)) (Masci et al. 2023, arXiv:2305.1627
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from applecider_batch.compiled import compiled
+from applecider_batch.features.order import order_within
 from applecider_batch.features.segments import (
     bool_column,
     float_column,
     int_column,
-    run_numbers,
     starts_of,
     text_column,
 )
@@ -85,10 +86,13 @@ class Alerts:
     solar_system: np.ndarray
     eligible: np.ndarray
     stamps_ok: np.ndarray
+    _floats: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def floats(self, name: str) -> np.ndarray:
-        """A column as float64 with NaN for null, (n,)."""
-        return float_column(self.table, name)
+        """A column as float64 with NaN for null, (n,); not to be written to."""
+        if name not in self._floats:
+            self._floats[name] = float_column(self.table, name)
+        return self._floats[name]
 
     def __len__(self) -> int:
         return len(self.jd)
@@ -103,7 +107,7 @@ def load_alerts(table: pa.Table, objects: pa.Array) -> Alerts:
     obj = index_of_objects(table, objects)
     jd = float_column(table, "jd")
     candid = int_column(table, "candid", NO_ID)
-    order = np.lexsort((candid, jd, obj))
+    order = order_within(obj, jd, candid)
     order = order[np.isfinite(jd[order]) & (obj[order] >= 0)]
     table = table.take(pa.array(order))
     positive = int_column(table, "isdiffpos", 0) > 0
@@ -233,7 +237,7 @@ def _in_order(rows: np.ndarray, keys: tuple[np.ndarray, ...], ties: tuple[np.nda
 
     The last of the ties only settle those between points that agree in everything that identifies them.
     """
-    order = rows[np.lexsort([key[rows] for key in reversed(keys)])]
+    order = rows[order_within(*(key[rows] for key in keys))]
     starts = starts_of(*(key[order] for key in keys))
     size = np.diff(np.append(starts, len(order)))
     tied = np.repeat(size > 1, size)
@@ -313,7 +317,7 @@ def latest_revisions(points: Points, sequence: np.ndarray, position: np.ndarray)
         return keep
     where = position[pairs]
     keys = (sequence[pairs], points.jd[where], points.fid[where], points.pid[where])
-    order = np.lexsort((where, points.known_jd[where], *keys[::-1]))
+    order = order_within(*keys, points.known_jd[where], where)
     starts = starts_of(*(key[order] for key in keys))
     last = np.append(starts[1:], len(order)) - 1
     keep[pairs] = False
@@ -337,24 +341,47 @@ def repeated_measurements(points: Points, sequence: np.ndarray, position: np.nda
     -------
     ndarray of bool, shape (p,)
     """
-    repeated = np.zeros(len(sequence), bool)
-    later = points.forced[position] | (points.origin[position] == TABLE)
-    if not later.any():
-        return repeated
-    jd, fid = points.jd[position], points.fid[position]
-    order = np.lexsort((jd, fid, sequence))
-    new = np.ones(len(order), bool)
-    new[1:] = (
-        (np.diff(sequence[order]) != 0)
-        | (np.diff(fid[order]) != 0)
-        | (np.diff(jd[order]) > SAME_EXPOSURE_DAYS)
-    )
-    starts = np.flatnonzero(new)
-    exposure = run_numbers(starts, len(order))
-    first_hand = ~later[order]
-    detected = first_hand & points.detection[position[order]] & np.isfinite(points.flux[position[order]])
-    beside_any = np.logical_or.reduceat(first_hand, starts)[exposure]
-    beside_detection = np.logical_or.reduceat(detected, starts)[exposure]
-    from_table = points.origin[position[order]] == TABLE
-    repeated[order] = later[order] & np.where(from_table, beside_any, beside_detection)
+    from_table = points.origin == TABLE
+    later = points.forced | from_table
+    if not later[position].any():
+        return np.zeros(len(sequence), bool)
+    order = order_within(sequence, points.fid[position], points.jd[position])
+    detected = points.detection & np.isfinite(points.flux)
+    return _beside(sequence, position, order, points.fid, points.jd, from_table, later, detected)
+
+
+@compiled
+def _beside(
+    sequence: np.ndarray,
+    position: np.ndarray,
+    order: np.ndarray,
+    fid: np.ndarray,
+    jd: np.ndarray,
+    from_table: np.ndarray,
+    later: np.ndarray,
+    detected: np.ndarray,
+) -> np.ndarray:
+    """Pairs, in ``order`` by (sequence, band, time), whose exposure has a point that goes before theirs."""
+    repeated = np.zeros(len(order), np.bool_)
+    start = 0
+    while start < len(order):
+        stop, beside_any, beside_detection = start, False, False
+        while stop < len(order):
+            here = position[order[stop]]
+            if stop > start:
+                before = position[order[stop - 1]]
+                if (
+                    sequence[order[stop]] != sequence[order[start]]
+                    or fid[here] != fid[before]
+                    or jd[here] - jd[before] > SAME_EXPOSURE_DAYS
+                ):
+                    break
+            if not later[here]:
+                beside_any = True
+                beside_detection = beside_detection or detected[here]
+            stop += 1
+        for i in range(start, stop):
+            here = position[order[i]]
+            repeated[order[i]] = later[here] and (beside_any if from_table[here] else beside_detection)
+        start = stop
     return repeated

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.compiled import compiled
+from applecider_batch.features.order import order_within
 from applecider_batch.schema import one_array
 
 
@@ -80,7 +81,7 @@ def median_of(values: np.ndarray, segment: np.ndarray, n_segments: int) -> np.nd
     """Median of each segment, NaN left out; NaN where there is nothing, float64 (n_segments,)."""
     given = np.isfinite(values)
     values, segment = values[given], segment[given]
-    order = np.lexsort((values, segment))
+    order = order_within(segment, values)
     values, segment = values[order], segment[order]
     out = np.full(n_segments, np.nan)
     starts = starts_of(segment)
