@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 
+from applecider_batch.compiled import compiled
 from applecider_batch.features.profiles import Profile
 from applecider_batch.features.segments import int_column
 from applecider_batch.schema import one_array
@@ -13,6 +16,8 @@ STAMPS: tuple[str, ...] = ("Science", "Template", "Difference")
 _MAD_TO_SIGMA = 1.4826
 _ROWS_AT_ONCE = 32  # half a megabyte of pixels: the steps between stay in the processor's caches
 _FLOAT32_MAX = np.finfo(np.float32).max
+
+_compiled = functools.partial(compiled, error_model="numpy")  # divides as NumPy does
 
 
 def make_cutouts(stamps: pa.Table, profile: Profile) -> np.ndarray:
@@ -46,10 +51,14 @@ def make_cutouts(stamps: pa.Table, profile: Profile) -> np.ndarray:
         # Rows of one shape are one array: nearly always a single pass over all of them.
         for h, w in sorted(set(zip(height[whole].tolist(), width[whole].tolist(), strict=True))):
             of_shape = np.flatnonzero(whole & (height == h) & (width == w))
+            # Memory for all of them: fresh pages would cost more than the sums done in them.
+            made = np.full((_ROWS_AT_ONCE, size, size), profile.stamp_pad, np.float32)
+            spare = np.empty((_ROWS_AT_ONCE, h * w), np.float32)
             for start in range(0, len(of_shape), _ROWS_AT_ONCE):
                 rows = of_shape[start : start + _ROWS_AT_ONCE]
-                pixels = _rows_of(values, offsets[rows], h * w).reshape(len(rows), h, w)
-                out[rows, channel] = prepare_stamps(pixels, profile)
+                pixels = _rows_of(values, offsets[rows], h * w)
+                _prepare(pixels, (h, w), profile, made[: len(rows)], spare[: len(rows)])
+                out[rows, channel] = made[: len(rows)]
     out[bad] = np.nan
     return out
 
@@ -73,29 +82,39 @@ def _rows_of(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     return values[starts[:, None] + np.arange(length)]
 
 
-def prepare_stamps(pixels: np.ndarray, profile: Profile) -> np.ndarray:
-    """Fill, normalise, cut and pad stamps of one shape.
+def _prepare(
+    pixels: np.ndarray, shape: tuple[int, int], profile: Profile, out: np.ndarray, spare: np.ndarray
+) -> None:
+    """Fill, normalise and cut stamps of one shape.
 
     Parameters
     ----------
-    pixels : ndarray, float32, shape (n, h, w)
+    pixels : ndarray, float32, shape (n, h * w)
         As stored; may hold NaN and infinities.
+    shape : (int, int)
+        h and w.
     profile : Profile
-
-    Returns
-    -------
-    ndarray, float32, shape (n, S, S)
+    out : ndarray, float32, shape (n, S, S)
+        Filled but for what lies outside of the stamps.
+    spare : ndarray, float32, shape (n, h * w)
+        Written over.
     """
-    n, size = len(pixels), profile.image_size
-    flat = np.ascontiguousarray(pixels.reshape(n, -1), np.float32)
-    if not np.isfinite(flat).all():
+    flat = np.ascontiguousarray(pixels, np.float32)
+    source, target = _placement(shape, profile)
+    image = out[:, target[0], target[1]]
+    finite = _copy_finite(flat, spare)
+    if finite and profile.stamp_norm == "asinh_mad":
+        median = _median(spare)
+        finite = _distances(flat, median, spare)
+        spread = _spread(_median(spare) if finite else _row_median(spare))
+        _scale(flat.reshape(-1, *shape), source[0].start, source[1].start, median, spread, image)
+        np.arcsinh(image, out=image)
+        return
+    if not finite:
         flat = _fill(flat, profile)
-    source, target = _placement(pixels.shape[1:], profile)
+    kept = flat.reshape(-1, *shape)[:, source[0], source[1]]
     # Numbers about a stamp come from all of it, the rest of the work is done on what is kept.
-    kept = flat.reshape(pixels.shape)[:, source[0], source[1]]
-    out = np.full((n, size, size), profile.stamp_pad, np.float32)
-    out[:, target[0], target[1]] = _normalise(kept, flat, profile)
-    return out
+    image[:] = _normalise(kept, flat, profile)
 
 
 def _fill(flat: np.ndarray, profile: Profile) -> np.ndarray:
@@ -140,12 +159,57 @@ def _normalise(kept: np.ndarray, flat: np.ndarray, profile: Profile) -> np.ndarr
     with np.errstate(over="ignore"):
         distance = flat - median[:, None]
         np.abs(distance, out=distance)
-        spread = _MAD_TO_SIGMA * _row_median(distance).astype(np.float64)
-        spread = np.where(spread > 0, spread, 1.0).astype(np.float32)
+        spread = _spread(_row_median(distance))
         scaled = kept - median[:, None, None]
         scaled /= spread[:, None, None]
     np.clip(scaled, -_FLOAT32_MAX, _FLOAT32_MAX, out=scaled)
     return np.arcsinh(scaled, out=scaled)
+
+
+def _spread(deviation: np.ndarray) -> np.ndarray:
+    """Standard deviation from the median absolute one, 1 where that is 0; float32 (n,)."""
+    spread = _MAD_TO_SIGMA * deviation.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return np.where(spread > 0, spread, 1.0).astype(np.float32)
+
+
+@_compiled
+def _copy_finite(values: np.ndarray, out: np.ndarray) -> bool:
+    """Copy rows; whether all numbers are finite."""
+    n, width = values.shape
+    for i in range(n):
+        finite = 0
+        for j in range(width):
+            out[i, j] = values[i, j]
+            finite += np.abs(values[i, j]) <= _FLOAT32_MAX
+        if finite < width:
+            return False
+    return True
+
+
+@_compiled
+def _distances(values: np.ndarray, middle: np.ndarray, out: np.ndarray) -> bool:
+    """Distances of each row's numbers from its middle; whether all of them are finite."""
+    finite = 0
+    for i in range(len(values)):
+        for j in range(values.shape[1]):
+            distance = np.abs(values[i, j] - middle[i])
+            out[i, j] = distance
+            finite += distance <= _FLOAT32_MAX
+    return finite == values.size
+
+
+@_compiled
+def _scale(
+    stamps: np.ndarray, top: int, left: int, middle: np.ndarray, spread: np.ndarray, out: np.ndarray
+) -> None:
+    """(stamp - middle) / spread of the pixels from (top, left) on, within the range of float32."""
+    n, height, width = out.shape
+    for i in range(n):
+        for row in range(height):
+            for column in range(width):
+                scaled = (stamps[i, top + row, left + column] - middle[i]) / spread[i]
+                out[i, row, column] = min(max(scaled, -_FLOAT32_MAX), _FLOAT32_MAX)
 
 
 def _placement(shape: tuple[int, ...], profile: Profile) -> tuple[list[slice], list[slice]]:
