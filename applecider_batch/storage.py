@@ -284,6 +284,16 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | TimeoutError)
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Whether the storage raised it, so that it says nothing about what is in a file.
+
+    Damaged bytes make a reader raise an OSError without a number that is of no kind of its own.
+    """
+    if isinstance(error, OSError):
+        return error.errno is not None or type(error) is not OSError
+    return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp"))
+
+
 def json_bytes(value: Any) -> bytes:
     """A JSON document with sorted keys, indented, ending in a newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

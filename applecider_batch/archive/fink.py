@@ -18,6 +18,7 @@ from applecider_batch.archive.quarantine import Quarantine, SourceInfo
 from applecider_batch.archive.stamps import CUTOUTS
 from applecider_batch.digest import row_digests
 from applecider_batch.errors import UserError
+from applecider_batch.storage import is_of_storage
 
 _OWN = frozenset(["packet_digest", "source_id"])
 
@@ -53,8 +54,7 @@ def read_fink(
                 yield _decode(batch, source, start)
                 start += batch.num_rows
         except (pa.ArrowInvalid, OSError) as error:
-            # Damage is an OSError without a number, and no kind of its own; others are the storage's.
-            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            if is_of_storage(error):
                 raise
             yield _set_group_aside(source, start, first, error)
 

@@ -19,7 +19,7 @@ from applecider_batch.archive.spill import hash_slice
 from applecider_batch.archive.stamp_blocks import COLUMNS as STAMPS
 from applecider_batch.archive.stamp_blocks import pack
 from applecider_batch.digest import digest128
-from applecider_batch.storage import Store
+from applecider_batch.storage import Store, is_of_storage
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,7 @@ class PartReader:
                 self._footers[name] = file.metadata
                 yield file
             except (pa.ArrowException, OSError) as error:
-                # A damaged page raises an OSError without a number; one with a number is the storage's.
-                if isinstance(error, OSError) and error.errno is not None:
+                if is_of_storage(error):
                     raise
                 raise ArchiveError(
                     f"The archive's file '{path}' cannot be read: {str(error).rstrip('.')}.",

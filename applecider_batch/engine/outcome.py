@@ -14,6 +14,7 @@ from applecider_batch.engine.plan import Shard
 from applecider_batch.engine.shard_task import Ready, ShardTask
 from applecider_batch.errors import AppleciderError, StorageError
 from applecider_batch.inference.shard import Port
+from applecider_batch.storage import is_of_storage
 
 # The storage itself refuses: no other shard would fare better, so the run stops instead of quarantining
 # them all.
@@ -113,4 +114,6 @@ def is_by_object(error: BaseException) -> bool:
 
     Refusals of inputs, storage and memory are not; a damaged file of the archive is, for the objects in it.
     """
-    return isinstance(error, ArchiveError) or not isinstance(error, AppleciderError | MemoryError)
+    if isinstance(error, ArchiveError):
+        return True
+    return not (isinstance(error, AppleciderError | MemoryError) or is_of_storage(error))

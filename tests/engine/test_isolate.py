@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -95,6 +97,25 @@ def test_a_set_aside_object_is_remembered_when_the_run_goes_on(tmp_path: Path) -
     failures = len(list((tmp_path / "run" / "failures").iterdir()))
     assert drive("serial", archive, str(tmp_path / "run"))["objects_in_error"] == 1
     assert len(list((tmp_path / "run" / "failures").iterdir())) == failures, "it was not touched again"
+
+
+def test_a_storage_that_fails_is_no_objects_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a row would say for good that its object cannot be classified."""
+    archive, run = fakes.write_archive(tmp_path / "archive.json"), str(tmp_path / "run")
+    plain, victim = fakes.FakeArchive.read_shard, fakes.names(40)[3]
+
+    def read_shard(self: fakes.FakeArchive, *where: Any, **more: Any) -> fakes.FakeShard:
+        shard = plain(self, *where, **more)
+        if victim in shard.objects:
+            raise OSError(errno.EIO, "Input/output error")
+        return shard
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fakes.FakeArchive, "read_shard", read_shard)
+        done = drive("serial", archive, run)
+    assert (done["shards_quarantined"], done["objects_in_error"]) == (1, 0)
+    done = drive("serial", archive, run, retry_quarantined=True)
+    assert (done["state"], done["objects_in_error"]) == ("complete", 0)
 
 
 def test_a_damaged_stamp_costs_its_object_alone(inputs: Inputs, tmp_path: Path) -> None:
