@@ -26,6 +26,7 @@ from aiohttp import ClientConnectionError
 
 from applecider_batch import __version__
 from applecider_batch.archive.compact import compact
+from applecider_batch.archive.gc import gc
 from applecider_batch.archive.ingest import ingest
 from applecider_batch.archive.read import Archive
 from applecider_batch.catalog.build import build_catalog
@@ -189,6 +190,57 @@ def test_ingest_and_training_as_jobs(head: Head, inputs: Inputs, tmp_path: Path)
         weights.append(entry.card.weights_sha256)
     assert weights[0] == weights[1]
     assert weights[0] != ModelSet.load(inputs.models).defaults["photometry"].card.weights_sha256
+
+
+#: Stops the ingest under way, as ``ray job stop`` does, when a file is there, and waits for its end.
+_STOP = """
+import glob, sys, time
+from ray.job_submission import JobSubmissionClient
+address, pattern = sys.argv[1:]
+client = JobSubmissionClient(address)
+print("ready", flush=True)
+end = time.monotonic() + 120
+while not glob.glob(pattern, include_hidden=True):
+    assert time.monotonic() < end, "nothing came"
+    time.sleep(0.01)
+(job,) = (each.submission_id for each in client.list_jobs() if each.status.value == "RUNNING")
+client.stop_job(job)
+while not (status := client.get_job_status(job)).is_terminal():
+    time.sleep(0.1)
+print(job, status.value)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_ingest_cancelled_from_the_cluster_and_submitted_again(head: Head, tmp_path: Path) -> None:
+    survey = simulate(tmp_path / "survey", n_objects=12, n_nights=4, seed=5)
+    nights = [str(night) for night in survey["nights"]]
+    curves = []
+    for number in range(20):  # a snapshot each, after the packets
+        curves.append(str(tmp_path / f"curve-{number:02}.csv"))
+        Path(curves[-1]).write_text(
+            f"objectId,jd,band,mag,mag_err\nX{number},{2459000.5 + number},g,18,0.1\n"
+        )
+    line = [*nights, "--archive", "there", "--workers", "1", "-q"]
+    line += [word for curve in curves for word in ("--photometry", curve)]
+    stop = subprocess.Popen(
+        [sys.executable, "-c", _STOP, head.jobs, str(tmp_path / "there" / ".spill-*" / "*.rows")],
+        env=head.environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with stop:
+        assert stop.stdout is not None
+        assert stop.stdout.readline() == "ready\n"
+        first, _ = head.submit("ingest", line, tmp_path, follow=False)
+        assert stop.stdout.readline() == f"{first['submission_id']} STOPPED\n"
+    assert len(list((tmp_path / "there").glob("snapshots/*"))) < 1 + len(curves)
+    answer, said = head.submit("ingest", line, tmp_path)
+    assert (answer["status"], answer["exit_code"]) == ("SUCCEEDED", 0), said
+    assert answer["submission_id"] == f"{first['submission_id']}-2"
+    ingest(nights, str(tmp_path / "here"), photometry=curves)
+    assert not list((tmp_path / "there").glob(".spill-*"))
+    gc(str(tmp_path / "there"), keep=100)  # files under temporary names
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
 
 
 def test_what_is_shipped_runs_by_itself(tmp_path: Path) -> None:
