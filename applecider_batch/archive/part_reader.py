@@ -107,6 +107,7 @@ class PartReader:
         self._footers: dict[str, pq.FileMetaData] = {}
         self._plain: dict[str, PlainLayout] = {}
         self._stored: dict[str, dict[str, np.ndarray]] = {}
+        self._begun: dict[tuple[str, ...], tuple[int, pa.Table]] = {}
         self.bytes_read = 0
 
     @cached_property
@@ -230,8 +231,7 @@ class PartReader:
         if not groups:
             return _select(schema, wanted).empty_table()
         needed = wanted if "hash64" in wanted else ["hash64", *wanted]
-        with self.open(name) as file:
-            table = self._read_groups(file, name, groups, needed)
+        table = self._read_on(name, groups, needed, hi)
         start, stop = hash_slice(table.column("hash64").to_numpy(), lo, hi)
         if 2 * (stop - start) < table.num_rows:
             # A copy, or the few rows wanted would keep whole row groups in memory.
@@ -241,6 +241,20 @@ class PartReader:
         if self.only is not None:
             table = table.filter(pa.array(np.isin(table.column("hash64").to_numpy(), self.only)))
         return _select_table(table, wanted, _select(schema, wanted))
+
+    def _read_on(self, name: str, groups: list[int], columns: list[str], hi: int) -> pa.Table:
+        """Row groups of a range that ends at ``hi``; one that reaches beyond is kept for the next range."""
+        key, beyond = (name, *columns), int(self._tables[name].hi[groups[-1]]) >= hi
+        kept = self._begun.pop(key, None)
+        pieces = [] if kept is None or kept[0] != groups[0] else [kept[1]]
+        if rest := groups[len(pieces) :]:
+            with self.open(name) as file:
+                for some in (rest[:-1], rest[-1:]) if beyond else (rest,):
+                    if some:
+                        pieces.append(self._read_groups(file, name, some, columns))
+        if beyond:
+            self._begun[key] = groups[-1], pieces[-1]
+        return pa.concat_tables(pieces)
 
     def read_groups(
         self,

@@ -44,6 +44,19 @@ def test_shards_are_disjoint_and_complete(archive: Archive, count: int) -> None:
         assert pa.concat_tables([getattr(shard, name) for shard in shards]).equals(getattr(whole, name))
 
 
+def test_row_groups_that_neighbouring_ranges_share_are_read_once(archive: Archive) -> None:
+    edges = [HASH64_END * n // 8 for n in range(9)]
+    whole, apart, again = (pickle.loads(pickle.dumps(archive)) for _ in range(3))
+    for lo, hi in itertools.pairwise(edges):
+        apart.read_shard(lo, hi)
+    whole.read_shard(0, HASH64_END)
+    assert apart.bytes_read == whole.bytes_read > 0
+    # In any order, and a range read twice, the rows are the same.
+    for lo, hi in [(edges[3], edges[4]), (edges[1], edges[2]), (edges[1], edges[2]), (edges[2], edges[5])]:
+        read, fresh = again.read_shard(lo, hi), pickle.loads(pickle.dumps(archive)).read_shard(lo, hi)
+        assert read.alerts.equals(fresh.alerts) and read.photometry.equals(fresh.photometry)
+
+
 def test_rows_are_in_the_archives_order_and_unique(archive: Archive) -> None:
     shard = archive.read_shard(0, HASH64_END, stamps=True)
     for table in (shard.alerts, shard.stamps):
