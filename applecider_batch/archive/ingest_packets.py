@@ -105,7 +105,7 @@ def read_sources(reading: Reading, sources: Sequence[PacketSource], update: Upda
         taken = Taken(spill)
         for source in sources:
             _read_source(reading, source, taken, spill, update)
-        spill.flush()
+        spill.settle()
         taken.bytes = spill.bytes
         if reading.scratch is not None:
             taken.rows = spill.publish(reading.scratch, f"{json_digest(sorted(taken.names))}.rows")
@@ -162,6 +162,10 @@ class PacketStage:
         """Take what was read of some sources; its rows are removed with this stage."""
         self._taken.append(taken)
         self.bytes += taken.bytes
+        if self.bytes > self.settings.memory_bytes // 2:  # beside these rows the next ones fill a buffer
+            for each in self._taken:
+                if isinstance(each.rows, Spill):
+                    each.rows.flush()
         self._names.update(taken.names)
         self._counts.update(taken.counts)
         self._keys.extend(taken.keys)

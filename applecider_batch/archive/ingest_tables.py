@@ -51,7 +51,7 @@ def ingest_table(settings: Settings, batch: TableBatch) -> SourceRecord:
             rejected = batch.rejected.num_rows if batch.rejected is not None else 0
             if batch.rejected is not None:
                 spill_rows(spill, "quarantine", batch.rejected)
-            spill.flush()
+            spill.settle()
             # One file is one process's work; only packets are many.
             builder = PartBuilder(replace(settings, spread=Here()), spill, [batch.source_id])
             builder.build(None, json_digest([batch.kind, multiset_of(rows, ["objectId"]).hexdigest()]))

@@ -1,6 +1,7 @@
 """Sorting out of core: tables are spilled as sorted blocks to one local file and read back by hash range.
 
-Memory holds the buffer being filled, and of what is spilled only a few numbers per block. The file is this
+Memory holds the buffer being filled, and of what is spilled only a few numbers per block. What is in the
+buffer at the end can stay there (``settle``): then it is never written. The file is this
 machine's until it is published: then it lies in a store, and every process can read its ranges.
 """
 
@@ -37,21 +38,25 @@ _BLOCK_BYTES = 256 << 10
 _PIECES = 8  # a stretch is thought of as pieces of an eighth of a range
 _MOST_PIECES = 256
 _READ_BYTES = 8 << 20  # fetched at a time of a published file
+_SMALL_ROW = 4096  # bytes; rows of more are not copied to lie side by side
 
 
 @dataclass
 class _Blocks:
-    """Where the sorted blocks of a table lie in the spill file, and their first and last hash."""
+    """Where the sorted blocks of a table lie in the spill file, their ends and what is told of them."""
 
     offset: list[int] = field(default_factory=list)
     length: list[int] = field(default_factory=list)
     lo: list[int] = field(default_factory=list)
     hi: list[int] = field(default_factory=list)
+    stretches: list[tuple[int, int, int]] = field(default_factory=list)
     _bounds: tuple[np.ndarray, np.ndarray] | None = None
 
-    def add(self, offset: int, length: int, lo: int, hi: int) -> None:
+    def add(self, offset: int, length: int, stretch: tuple[int, int, int]) -> None:
+        lo, hi, _ = stretch
         for values, value in ((self.offset, offset), (self.length, length), (self.lo, lo), (self.hi, hi)):
             values.append(value)
+        self.stretches.append(stretch)
         self._bounds = None
 
     def overlapping(self, lo: int, hi: int) -> list[int]:
@@ -60,6 +65,38 @@ class _Blocks:
             self._bounds = np.array(self.lo, np.uint64), np.array(self.hi, np.uint64)
         first, last = self._bounds
         return np.flatnonzero((first <= np.uint64(hi - 1)) & (last >= np.uint64(lo))).tolist()
+
+
+class _Run:
+    """Rows of a table in memory, with their order by the key and what is told of them once written."""
+
+    def __init__(self, tables: list[pa.Table], key: str) -> None:
+        table = pa.concat_tables(tables)
+        rows, size = table.num_rows, table.nbytes
+        self.table = table.combine_chunks() if size < _SMALL_ROW * rows else table
+        keys = self.table.column(key).to_numpy()
+        self.order = np.argsort(keys, kind="stable")
+        self.keys = keys[self.order]
+        step = max(1, int(_BLOCK_BYTES * rows / max(size, 1)))
+        self.blocks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+        self.stretches = [
+            (int(self.keys[own.start]), int(self.keys[own.stop - 1]), size * (own.stop - own.start) // rows)
+            for own in self.blocks
+        ]
+
+    def read(self, lo: int, hi: int) -> pa.Table:
+        """Rows with keys in [lo, hi), those that were added together in the order in which they were."""
+        start, stop = hash_slice(self.keys, lo, hi)
+        if stop - start == self.table.num_rows:
+            return self.table
+        wanted = np.sort(self.order[start:stop])
+        parts, first = [], 0
+        for batch in self.table.to_batches():
+            mine = np.searchsorted(wanted, (first, first + batch.num_rows))
+            if mine[0] < mine[1]:
+                parts.append(batch.take(pa.array(wanted[slice(*mine)] - first)))
+            first += batch.num_rows
+        return pa.Table.from_batches(parts, schema=self.table.schema)
 
 
 class Sorted(Protocol):
@@ -92,7 +129,7 @@ class _File(Sorted):
     def stretches(self) -> Iterator[tuple[int, int, int]]:
         """First and last key and bytes of every block."""
         for blocks in self._blocks.values():
-            yield from zip(blocks.lo, blocks.hi, blocks.length, strict=True)
+            yield from blocks.stretches
 
     def read(self, name: str, lo: int, hi: int) -> pa.Table:
         """All rows of a table with keys in [lo, hi), in no particular order."""
@@ -195,6 +232,7 @@ class Spill(_File):
         # Only now by the name that others look for: unlocked it would be taken for a dead process's.
         self._folder = made.rename(made.with_name(_PREFIX + made.name.removeprefix(_UNLOCKED)))
         self._buffers: dict[str, list[pa.Table]] = {}
+        self._kept: dict[str, list[_Run]] = {}
         self._buffered = 0
         self._end = 0
         self.bytes = 0
@@ -215,7 +253,7 @@ class Spill(_File):
     @property
     def names(self) -> list[str]:
         """Tables that have rows."""
-        return sorted(self._blocks.keys() | self._buffers.keys())
+        return sorted(self._blocks.keys() | self._buffers.keys() | self._kept.keys())
 
     def add(self, name: str, table: pa.Table) -> None:
         """Take the rows of a table; all tables of one name have one schema."""
@@ -228,11 +266,18 @@ class Spill(_File):
         if self._buffered >= self._memory:
             self.flush()
 
+    def settle(self) -> None:
+        """Sort what is buffered, and leave it in memory, to be read from there."""
+        for name in sorted(self._buffers):
+            self._kept.setdefault(name, []).append(_Run(self._buffers.pop(name), self._key))
+
     def flush(self) -> None:
-        """Sort what is buffered and write it out."""
+        """Sort what is buffered and write all that is in memory out."""
+        self.settle()
         try:
-            for name in sorted(self._buffers):
-                self._write_run(name, self._buffers.pop(name))
+            for name in sorted(self._kept):
+                for run in self._kept.pop(name):
+                    self._write_run(name, run)
             self._file.flush()
         except OSError as error:
             raise StorageError(
@@ -241,21 +286,29 @@ class Spill(_File):
             ) from error
         self._buffered = 0
 
-    def _write_run(self, name: str, tables: list[pa.Table]) -> None:
-        table = pa.concat_tables(tables).combine_chunks()
-        tables.clear()
-        keys = table.column(self._key).to_numpy()
-        order = np.argsort(keys, kind="stable")
-        step = max(1, int(_BLOCK_BYTES * table.num_rows / max(table.nbytes, 1)))
+    def _write_run(self, name: str, run: _Run) -> None:
+        run.table = run.table.combine_chunks()
         blocks = self._blocks.setdefault(name, _Blocks())
-        for start in range(0, table.num_rows, step):
-            taken = order[start : start + step]
-            for batch in table.take(pa.array(taken)).combine_chunks().to_batches():
+        for own, stretch in zip(run.blocks, run.stretches, strict=True):
+            for batch in run.table.take(pa.array(run.order[own])).combine_chunks().to_batches():
                 data = batch.serialize()
                 self._file.write(data)
-                hashes = batch.column(self._key).to_numpy()
-                blocks.add(self._end, data.size, int(hashes[0]), int(hashes[-1]))
+                blocks.add(self._end, data.size, stretch)
                 self._end += data.size
+
+    def stretches(self) -> Iterator[tuple[int, int, int]]:
+        """First and last key and bytes of every block."""
+        yield from super().stretches()
+        for runs in self._kept.values():
+            for run in runs:
+                yield from run.stretches
+
+    def read(self, name: str, lo: int, hi: int) -> pa.Table:
+        """All rows of a table with keys in [lo, hi), in no particular order."""
+        kept = [run.read(lo, hi) for run in self._kept.get(name, ())]
+        if name in self._blocks:
+            kept.append(super().read(name, lo, hi))
+        return pa.concat_tables(kept)
 
     def ranges(self, target_bytes: int) -> list[tuple[int, int]]:
         """Cut [0, 2**64) so that each range holds about ``target_bytes`` (an object is never cut)."""

@@ -332,7 +332,7 @@ def test_a_full_temporary_folder_is_a_sentence(tmp_path: Path, monkeypatch: Any)
 
     monkeypatch.setattr(spill.Spill, "_write_run", full)
     with pytest.raises(StorageError, match=r"spill file in .* could not be written.*TMPDIR"):
-        ingest(nights(1), str(tmp_path / "a"))
+        ingest(nights(1), str(tmp_path / "a"), memory_bytes=1 << 20)
 
 
 def test_a_read_only_target_is_a_sentence(tmp_path: Path, monkeypatch: Any) -> None:
