@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from applecider_batch.archive.avro import describe
 from applecider_batch.archive.packets import BatchRows, PacketBatch, assemble, rows_of
 from applecider_batch.archive.quarantine import Quarantine, SourceInfo
+from applecider_batch.archive.stamp_batches import StampBytes
 from applecider_batch.archive.stamps import CUTOUTS
 from applecider_batch.digest import row_digests
 from applecider_batch.errors import UserError
@@ -98,7 +99,8 @@ def _decode(batch: pa.RecordBatch, source: SourceInfo, first: int) -> PacketBatc
             cutouts[cutout] = found
     array = pa.StructArray.from_arrays(columns, names)
     labels = [(f"row {first + i}", 0) for i in range(size)]
-    rows = rows_of(array, None, cutouts, labels, np.arange(size), quarantine)
+    stamps = {cutout: StampBytes.join(given) for cutout, given in cutouts.items()}
+    rows = rows_of(array, None, stamps, labels, np.arange(size), quarantine)
     return assemble([_with_digests(rows, cutouts)], quarantine)
 
 

@@ -32,7 +32,9 @@ from applecider_batch.archive.avro_reader import UnsupportedSchemaError, compile
 from applecider_batch.archive.avro_records import records_to_arrow
 from applecider_batch.archive.history import HISTORY_FIELDS
 from applecider_batch.archive.quarantine import Quarantine
-from applecider_batch.archive.stamps import CUTOUTS, DecodedStamps, decode_stamps
+from applecider_batch.archive.stamp_batches import DecodedStamps, StampBytes, decode_stamps
+from applecider_batch.archive.stamp_blocks import packed_schema
+from applecider_batch.archive.stamps import CUTOUTS
 from applecider_batch.archive.unfold import identity, unfold
 from applecider_batch.digest import digest128
 from applecider_batch.errors import InternalError
@@ -56,7 +58,7 @@ class PacketBatch:
     photometry : Table
         Schema ``photometry``: every point of every packet, ``known_jd`` filled, not de-duplicated.
     stamps : Table
-        Schema ``stamps``, one row a packet that has any image.
+        Schema ``stamps``, one row a packet that has any image; the images packed (see ``stamp_blocks.py``).
     quarantine : Table
         Schema ``quarantine``, one row a packet (or rest of a file) that could not be read.
     packets_in : int
@@ -155,7 +157,7 @@ def _no_rows() -> BatchRows:
 
 
 def _no_tables() -> tuple[pa.Table, pa.Table, pa.Table]:
-    return load_table("alerts").empty(), load_table("photometry").empty(), load_table("stamps").empty()
+    return load_table("alerts").empty(), load_table("photometry").empty(), packed_schema().empty_table()
 
 
 def decode_packets(packets: Sequence[Packet], quarantine: Quarantine) -> PacketBatch:
@@ -205,19 +207,17 @@ def _decode_columns(
         return _no_rows(), places
 
 
-def _stamp_bytes(column: Any, buffer: np.ndarray) -> list[memoryview | None] | None:
-    """``stampData`` of a cutout column as views of the batch's buffer."""
+def _stamp_bytes(column: Any, buffer: np.ndarray) -> StampBytes | None:
+    """``stampData`` of a cutout column, in the batch's buffer."""
     if not isinstance(column, Struct) or "stampData" not in column.fields:
         return None
     text = column.fields["stampData"]
     if not isinstance(text, Text):
         return None
-    view = memoryview(buffer.data)
-    here = np.ones(column.size, bool)
+    length = text.length
     for valid in (column.valid, text.valid):
-        here = here if valid is None else here & valid
-    places = zip(text.start.tolist(), text.length.tolist(), here.tolist(), strict=True)
-    return [view[start : start + length] if ok else None for start, length, ok in places]
+        length = length if valid is None else np.where(valid, length, 0)
+    return StampBytes(buffer, text.start, length)
 
 
 def _decode_alone(
@@ -254,7 +254,10 @@ def _record_rows(
     places: list[int],
     quarantine: Quarantine,
 ) -> BatchRows:
-    cutouts = {name: [_stamp_of(record.get(f"cutout{name}")) for record in records] for name in CUTOUTS}
+    cutouts = {
+        name: StampBytes.join([_stamp_of(record.get(f"cutout{name}")) for record in records])
+        for name in CUTOUTS
+    }
     array = records_to_arrow(schema, records, HISTORY_FIELDS, _STAMP_FIELDS)
     return _packet_rows(array, [packets[i] for i in places], cutouts, np.array(places, np.int64), quarantine)
 
@@ -267,7 +270,7 @@ def _stamp_of(cutout: Any) -> bytes | None:
 def _packet_rows(
     array: pa.StructArray,
     packets: Sequence[Packet],
-    cutouts: dict[str, Any],
+    cutouts: dict[str, StampBytes],
     places: np.ndarray,
     quarantine: Quarantine,
 ) -> BatchRows:
@@ -279,7 +282,7 @@ def _packet_rows(
 def rows_of(
     array: pa.StructArray,
     digests: list[str] | None,
-    cutouts: dict[str, Sequence[bytes | memoryview | None]],
+    cutouts: dict[str, StampBytes],
     labels: Sequence[tuple[str, int]],
     places: np.ndarray,
     quarantine: Quarantine,
@@ -293,7 +296,7 @@ def rows_of(
     digests : list of str, length n, or None
         ``packet_digest``; None where it is made of the rows (it is "" then).
     cutouts : dict
-        Per cutout, n stamps as bytes.
+        Per cutout, n stamps.
     labels : sequence of (member, bytes), length n
     places : ndarray, int64, shape (n,)
         Order of the packets in the batch.
@@ -322,11 +325,14 @@ def rows_of(
 
 
 def _stamps_table(alerts: pa.Table, stamps: DecodedStamps, rows: np.ndarray, index: np.ndarray) -> pa.Table:
-    own = alerts.select(["hash64", "objectId", "jd", "candid", "stamp_status", "packet_digest"]).take(
-        pa.array(rows)
-    )
-    columns = {name: own.column(name) for name in own.column_names}
-    return load_table("stamps").conform(pa.table({**columns, **stamps.columns(index[rows])}))
+    columns = {name: alerts.column(name) for name in packed_schema().names if name in alerts.column_names}
+    images = pa.table(stamps.columns)
+    if len(rows) < len(alerts):
+        columns = {name: column.take(pa.array(rows)) for name, column in columns.items()}
+    if len(rows) < images.num_rows:
+        images = images.take(pa.array(index[rows]))
+    columns |= dict(zip(images.column_names, images.columns, strict=True))
+    return pa.table([columns[name] for name in packed_schema().names], schema=packed_schema())
 
 
 def assemble(parts: Iterable[BatchRows], quarantine: Quarantine) -> PacketBatch:

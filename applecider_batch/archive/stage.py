@@ -61,8 +61,7 @@ def conform_with_hash(name: str, table: pa.Table) -> pa.Table:
     """A table in the schema that parts have; ``hash64`` is filled in where it is absent."""
     if "hash64" not in table.column_names:
         table = table.append_column("hash64", pa.array(hash64(table.column("objectId"))))
-    rows = load_table(name).conform(table)
-    return pack(rows) if name == "stamps" else rows
+    return pack(table) if name == "stamps" else load_table(name).conform(table)
 
 
 @dataclass(frozen=True)

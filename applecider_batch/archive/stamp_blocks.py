@@ -83,25 +83,23 @@ def _convert(
 
 
 def _packed(pixels: pa.ListArray) -> pa.Array:
+    places = pairwise(pixels.offsets.to_numpy().tolist())
+    values = pixels.values.to_numpy()
+    here = pixels.is_valid().to_pylist()
+    blocks = [block_of(values[slice(*own)]) if ok else None for own, ok in zip(places, here, strict=True)]
+    return pa.array(blocks, pa.binary())
+
+
+def block_of(image: np.ndarray) -> bytes:
+    """The block of a stamp, float32 pixels of any shape, row by row."""
     import cramjam
     from isal import isal_zlib
 
-    starts = (_PIXEL * pixels.offsets.to_numpy().astype(np.int64)).tolist()
-    values = pixels.values.to_numpy().view(np.uint8)
-    planes = np.empty(max(stop - start for start, stop in pairwise([0, *starts])), np.uint8)
-    here = pixels.is_valid().to_numpy(zero_copy_only=False)
-    blocks: list[bytes] = []
-    lengths = [0]
-    for (start, stop), valid in zip(pairwise(starts), here.tolist(), strict=True):
-        if valid:
-            own = planes[: stop - start]
-            _split(values[start:stop], own)
-            block = bytes(cramjam.lz4.compress_block(own.data, store_size=False))
-            blocks += [_HEAD.pack(stop - start, isal_zlib.crc32(block)), block]
-        lengths.append(_HEAD.size + len(block) if valid else 0)
-    bitmap = None if here.all() else pa.array(here).buffers()[1]
-    ends = pa.py_buffer(np.cumsum(lengths).astype(np.int32))
-    return pa.Array.from_buffers(pa.binary(), len(here), [bitmap, ends, pa.py_buffer(b"".join(blocks))])
+    pixels = image.reshape(-1).view(np.uint8)
+    planes = np.empty(len(pixels), np.uint8)
+    _split(pixels, planes)
+    block = bytes(cramjam.lz4.compress_block(planes.data, store_size=False))
+    return _HEAD.pack(len(pixels), isal_zlib.crc32(block)) + block
 
 
 def damaged_rows(table: pa.Table) -> np.ndarray:

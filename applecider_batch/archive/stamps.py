@@ -1,4 +1,4 @@
-"""Stamps of alert packets: gzipped FITS to float32 arrays, and whole batches of them to the stamps table.
+"""Stamps of alert packets, one by one: gzipped FITS to float32 arrays (whole batches: ``stamp_batches.py``).
 
 The common stamp (gzip, one header block, two axes, BITPIX -32, no scaling) is inflated by libdeflate and
 read past its header; everything else (other BITPIX, BSCALE, plain FITS, several blocks of header) goes
@@ -11,11 +11,8 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 CUTOUTS = ("Science", "Template", "Difference")
 
@@ -27,8 +24,11 @@ ALL_MISSING = MISSING | MISSING << 2 | MISSING << 4
 MAX_SIDE = 512
 """Stamps have 63 pixels a side; larger images are not decoded (a damaged header can claim anything)."""
 
-_BLOCK = 2880
-_MAX_BYTES = 8 * MAX_SIDE**2 + 16 * _BLOCK
+BLOCK = 2880
+"""Bytes of a block of a FITS file; the header of a common stamp is one."""
+
+MAX_BYTES = 8 * MAX_SIDE**2 + 16 * BLOCK
+"""Of a stamp, inflated."""
 
 
 def decode_stamp(data: bytes | memoryview | None) -> tuple[np.ndarray | None, int]:
@@ -71,7 +71,7 @@ def _inflate(data: bytes | memoryview) -> bytes:
     import deflate
 
     size = int.from_bytes(data[-4:], "little")
-    if _BLOCK <= size <= _MAX_BYTES:
+    if BLOCK <= size <= MAX_BYTES:
         try:
             return bytes(deflate.gzip_decompress(data, size))
         except (deflate.DeflateError, ValueError):
@@ -79,23 +79,17 @@ def _inflate(data: bytes | memoryview) -> bytes:
     import gzip
 
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-        inflated = stream.read(_MAX_BYTES + 1)
-    if len(inflated) > _MAX_BYTES:
+        inflated = stream.read(MAX_BYTES + 1)
+    if len(inflated) > MAX_BYTES:
         raise ValueError("a stamp of more than a few megabytes")
     return inflated
 
 
-@dataclass(frozen=True)
-class _Header:
-    size: int
-    shape: tuple[int, int]
-
-
 @functools.lru_cache(maxsize=512)
-def _plain_header(block: bytes) -> _Header | None:
-    """The image's shape if one header block says "two axes of float32, unscaled", else None."""
+def plain_shape(block: bytes) -> tuple[int, int] | None:
+    """The image's shape if a header's only block says "two axes of float32, unscaled", else None."""
     cards: dict[bytes, bytes] = {}
-    for i in range(0, _BLOCK, 80):
+    for i in range(0, BLOCK, 80):
         card = block[i : i + 80]
         key = card[:8].strip()
         if key == b"END":
@@ -114,18 +108,17 @@ def _plain_header(block: bytes) -> _Header | None:
         shape = int(cards[b"NAXIS2"]), int(cards[b"NAXIS1"])
     except (KeyError, ValueError):
         return None
-    return _Header(_BLOCK, shape) if min(shape) > 0 and max(shape) <= MAX_SIDE else None
+    return shape if min(shape) > 0 and max(shape) <= MAX_SIDE else None
 
 
 def _read_plain(fits: bytes) -> np.ndarray | None:
     """A stamp of the common kind; None for any other."""
-    if len(fits) <= _BLOCK:
+    if len(fits) <= BLOCK:
         return None
-    header = _plain_header(fits[:_BLOCK])
-    if header is None or len(fits) < header.size + 4 * header.shape[0] * header.shape[1]:
+    shape = plain_shape(fits[:BLOCK])
+    if shape is None or len(fits) < BLOCK + 4 * shape[0] * shape[1]:
         return None
-    pixels = np.frombuffer(fits, ">f4", header.shape[0] * header.shape[1], header.size)
-    return pixels.astype("<f4").reshape(header.shape)
+    return np.frombuffer(fits, ">f4", shape[0] * shape[1], BLOCK).astype("<f4").reshape(shape)
 
 
 def _read_with_astropy(fits: bytes) -> np.ndarray | None:
@@ -136,68 +129,3 @@ def _read_with_astropy(fits: bytes) -> np.ndarray | None:
         with astropy_fits.open(io.BytesIO(fits), memmap=False) as hdus:
             data = hdus[0].data
     return None if data is None else np.ascontiguousarray(data, dtype="<f4")
-
-
-@dataclass
-class DecodedStamps:
-    """Stamps of n packets.
-
-    Attributes
-    ----------
-    images : dict of str to list
-        Per cutout ("Science", "Template", "Difference") n images or None.
-    status : ndarray, int16, shape (n,)
-        Two bits per cutout, science lowest.
-    """
-
-    images: dict[str, list[np.ndarray | None]]
-    status: np.ndarray
-
-    @property
-    def n_decoded(self) -> np.ndarray:
-        """Cutouts decoded without damage, 0 to 3, int32, shape (n,)."""
-        return sum(((self.status >> shift) & 3 == DECODED).astype(np.int32) for shift in (0, 2, 4))
-
-    @property
-    def any_image(self) -> np.ndarray:
-        """Whether a packet has an image at all, bool, shape (n,)."""
-        return np.array(
-            [any(self.images[c][i] is not None for c in CUTOUTS) for i in range(len(self.status))], bool
-        )
-
-    def columns(self, index: np.ndarray) -> dict[str, pa.Array]:
-        """The image columns of the stamps table, for the packets of ``index``."""
-        columns: dict[str, pa.Array] = {}
-        for cutout in CUTOUTS:
-            images = [self.images[cutout][i] for i in index]
-            columns[f"cutout{cutout}"] = _list_array(images)
-            shapes = [(None, None) if image is None else image.shape for image in images]
-            columns[f"height{cutout}"] = pa.array([h for h, _ in shapes], pa.int16())
-            columns[f"width{cutout}"] = pa.array([w for _, w in shapes], pa.int16())
-        return columns
-
-
-def decode_stamps(cutouts: dict[str, Sequence[bytes | memoryview | None]], size: int) -> DecodedStamps:
-    """Decode the stamps of n packets; a cutout absent from ``cutouts`` is missing in all of them."""
-    status = np.zeros(size, np.int16)
-    images: dict[str, list[np.ndarray | None]] = {}
-    for shift, cutout in enumerate(CUTOUTS):
-        given = cutouts.get(cutout)
-        if given is None:
-            images[cutout] = [None] * size
-            status |= MISSING << 2 * shift
-            continue
-        decoded = [decode_stamp(data) for data in given]
-        images[cutout] = [image for image, _ in decoded]
-        status |= np.fromiter((code << 2 * shift for _, code in decoded), np.int16, size)
-    return DecodedStamps(images, status)
-
-
-def _list_array(images: Sequence[np.ndarray | None]) -> pa.Array:
-    lengths = np.fromiter((0 if image is None else image.size for image in images), np.int32, len(images))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    parts = [image.ravel() for image in images if image is not None]
-    values = pa.array(np.concatenate(parts) if parts else np.empty(0, np.float32), pa.float32())
-    mask = pa.array([image is None for image in images], pa.bool_()) if len(parts) < len(images) else None
-    kind = pa.list_(pa.field("item", pa.float32(), nullable=True))
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=mask)

@@ -22,7 +22,7 @@ from applecider_batch.archive.packet_fields import (
     object_ids,
     whole_candids,
 )
-from applecider_batch.archive.stamps import DecodedStamps
+from applecider_batch.archive.stamp_batches import DecodedStamps
 from applecider_batch.digest import hash64
 from applecider_batch.schema import load_table
 

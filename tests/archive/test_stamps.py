@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fastavro
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
@@ -19,6 +20,8 @@ from applecider_batch.archive import stamps as stamps_module
 from applecider_batch.archive.packets import decode_packets, split_file
 from applecider_batch.archive.quarantine import Quarantine, SourceInfo
 from applecider_batch.archive.sources import open_sources
+from applecider_batch.archive.stamp_batches import StampBytes, decode_stamps
+from applecider_batch.archive.stamp_blocks import unpack
 from applecider_batch.archive.stamps import (
     ALL_MISSING,
     CUTOUTS,
@@ -27,7 +30,6 @@ from applecider_batch.archive.stamps import (
     MISSING,
     UNREADABLE,
     decode_stamp,
-    decode_stamps,
 )
 from tests.archive import avro_maker as make
 
@@ -55,7 +57,7 @@ def test_real_stamps_from_avro(shared_data: Path) -> None:
             files = [stream.read() for stream in members if stream is not None]
         quarantine = Quarantine(SourceInfo("0" * 32, path.name))
         packets = [p for data in files for p in split_file(path.name, data, quarantine)]
-        table = decode_packets(packets, quarantine).stamps
+        table = unpack(decode_packets(packets, quarantine).stamps)
         records = [record for data in files for record in fastavro.reader(io.BytesIO(data))]
         given = [record for record in records if record.get("cutoutScience")]
         assert len(given) == table.num_rows
@@ -81,7 +83,7 @@ def test_real_stamps_from_parquet(shared_data: Path) -> None:
         path = shared_data / "alerts" / "fink_parquet" / source.name
         if "cutoutScience" not in pq.read_schema(path).names:
             continue
-        table = next(iter(source.batches())).stamps
+        table = unpack(next(iter(source.batches())).stamps)
         given = pq.read_table(path, columns=[f"cutout{c}" for c in CUTOUTS])
         assert table.num_rows == given.num_rows
         for at in (0, given.num_rows - 1):
@@ -178,16 +180,47 @@ def test_every_damaged_byte_is_an_image_or_a_flag() -> None:
 
 def test_codes_of_three_stamps() -> None:
     good, bad = make.fits_stamp(ODD), b"nonsense"
-    decoded = decode_stamps({"Science": [good, None, good], "Difference": [good, bad, None]}, 3)
+    given = {"Science": [good, None, good], "Difference": [good, bad, None]}
+    decoded = decode_stamps({name: StampBytes.join(stamps) for name, stamps in given.items()}, 3)
     assert decoded.status.tolist() == [0b00_01_00, 0b10_01_01, 0b01_01_00]
     assert decoded.n_decoded.tolist() == [2, 0, 1]
     assert decoded.any_image.tolist() == [True, False, True]
-    columns = decoded.columns(np.array([2, 0]))
-    assert columns["cutoutScience"].to_pylist() == [ODD.ravel().tolist()] * 2
-    assert columns["cutoutDifference"].to_pylist() == [None, ODD.ravel().tolist()]
-    assert columns["heightDifference"].to_pylist() == [None, 4]
-    assert columns["widthScience"].to_pylist() == [6, 6]
+    columns = unpack(pa.table(decoded.columns)).to_pydict()
+    assert columns["cutoutScience"] == [ODD.ravel().tolist(), None, ODD.ravel().tolist()]
+    assert columns["cutoutDifference"] == [ODD.ravel().tolist(), None, None]
+    assert columns["heightDifference"] == [4, None, None]
+    assert columns["widthScience"] == [6, None, 6]
     assert decode_stamps({}, 2).status.tolist() == [ALL_MISSING] * 2
+
+
+def test_a_batch_holds_what_its_stamps_are_one_by_one() -> None:
+    whole = make.fits_stamp(ODD)
+    stamps: list[bytes | None] = [None, b"", b"\x1f", CUBE, make.fits_stamp(ODD, bitpix=16)]
+    stamps += [
+        make.fits_stamp(np.full((3, side), np.nan)) for side in range(1, 25)
+    ]  # more headers than are kept
+    stamps += [make.fits_stamp(np.array([[np.nan, last]])) for last in (1.0, np.inf)]
+    stamps += [
+        make.fits_stamp(IMAGE, zipped=False),
+        gzip.compress(bytes(1 << 24), mtime=0),
+        make.fits_stamp(IMAGE),
+    ]
+    stamps += [make.fits_stamp(np.random.default_rng(3).normal(size=(512, 512)).astype(np.float32))]
+    for at in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[at] ^= 0x55
+        stamps.append(bytes(data))
+    decoded = decode_stamps({"Template": StampBytes.join(stamps)}, len(stamps))
+    columns = unpack(pa.table(decoded.columns)).combine_chunks()
+    for row, data in enumerate(stamps):
+        image, status = decode_stamp(data)
+        assert decoded.status[row] == MISSING | status << 2 | MISSING << 4
+        pixels, *shape = (columns[f"{of}Template"][row] for of in ("cutout", "height", "width"))
+        if image is None:
+            assert [value.as_py() for value in (pixels, *shape)] == [None] * 3
+        else:
+            found = pixels.values.to_numpy(zero_copy_only=False)
+            assert (tuple(value.as_py() for value in shape), found.tobytes()) == bits(image)
 
 
 def test_a_damaged_stamp_leaves_the_packet() -> None:
