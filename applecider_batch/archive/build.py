@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive.parts import PartWriter, part_schema, sort_rows
+from applecider_batch.archive.parts import SORT_KEYS, PartWriter, part_schema, sort_rows
 from applecider_batch.archive.resolve import Resolution, pairs_of
 from applecider_batch.archive.snapshot import PartRecord
 from applecider_batch.archive.spill import Sorted
 from applecider_batch.archive.stitch import stitch
+from applecider_batch.archive.taken_rows import TakenRows
 from applecider_batch.digest import json_digest
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store
@@ -33,7 +35,7 @@ def stretches_of_parts(
 
 
 def write_part(
-    store: Store, run: str, number: int, ranges: Iterable[Mapping[str, pa.Table]]
+    store: Store, run: str, number: int, ranges: Iterable[Mapping[str, pa.Table | TakenRows]]
 ) -> PartRecord | None:
     """Write finished tables, range by range in ascending hash, into one part; None if they have no row.
 
@@ -81,9 +83,9 @@ class IngestAssembler:
         self._spectra = spectra if spectra is not None else load_table("spectra").empty()
         self.written = Written()
 
-    def range(self, lo: int, hi: int) -> dict[str, pa.Table]:
+    def range(self, lo: int, hi: int) -> dict[str, pa.Table | TakenRows]:
         """The sorted tables of hash64 in [lo, hi)."""
-        out: dict[str, pa.Table] = {}
+        out: dict[str, pa.Table | TakenRows] = {}
         fresh: np.ndarray | None = None
         if self._resolution is not None:
             out["alerts"], out["duplicates"], fresh = self._alerts(self._resolution, lo, hi)
@@ -100,7 +102,8 @@ class IngestAssembler:
         if "quarantine" in self._spill.names:
             rows = self._spill.read("quarantine", lo, hi).drop_columns(["hash64"])
             out["quarantine"] = sort_rows("quarantine", load_table("quarantine").conform(rows))
-        self.written.add(Written(**{name: out[name].num_rows for name in COUNTED if name in out}))
+        counts: dict[str, Any] = {name: out[name].num_rows for name in COUNTED if name in out}
+        self.written.add(Written(**counts))
         return out
 
     def _alerts(self, resolution: Resolution, lo: int, hi: int) -> tuple[pa.Table, pa.Table, np.ndarray]:
@@ -126,12 +129,15 @@ class IngestAssembler:
         fresh = np.unique(rows.column("hash64").to_numpy()[store | lost])
         return kept.drop_columns(["_new"]), distinct_packets(losers, "duplicates"), fresh
 
-    def _stamps(self, resolution: Resolution, lo: int, hi: int) -> pa.Table:
+    def _stamps(self, resolution: Resolution, lo: int, hi: int) -> pa.Table | TakenRows:
         if "stamps" not in self._spill.names:
             return part_schema("stamps").empty_table()
-        rows = self._spill.read("stamps", lo, hi)
-        store, _, _ = resolution.decide(pairs_of(rows))
-        return distinct_packets(rows if store.all() else rows.filter(pa.array(store)), "stamps")
+        table, rows = self._spill.find("stamps", lo, hi)
+        keys = table.select([*SORT_KEYS["stamps"]]).take(pa.array(rows))
+        keys = keys.append_column("_row", pa.array(rows))
+        store, _, _ = resolution.decide(pairs_of(keys))
+        kept = distinct_packets(keys.filter(pa.array(store)), "stamps")
+        return TakenRows(table, kept.column("_row").to_numpy())
 
     def _photometry(self, lo: int, hi: int, fresh: np.ndarray | None) -> pa.Table:
         rows = self._spill.read("photometry", lo, hi)

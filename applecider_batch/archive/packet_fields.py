@@ -17,7 +17,8 @@ _BANDS = {"g": 1, "r": 2, "i": 3}
 
 def fields_of(array: pa.StructArray) -> dict[str, pa.Array]:
     """Columns of a struct; a null struct has null fields."""
-    return {array.type.field(i).name: pc.struct_field(array, [i]) for i in range(array.type.num_fields)}
+    names = [array.type.field(i).name for i in range(array.type.num_fields)]
+    return dict(zip(names, array.flatten(), strict=True))
 
 
 def n_rows(fields: dict[str, pa.Array]) -> int:

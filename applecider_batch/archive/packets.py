@@ -35,6 +35,7 @@ from applecider_batch.archive.quarantine import Quarantine
 from applecider_batch.archive.stamp_batches import DecodedStamps, StampBytes, decode_stamps
 from applecider_batch.archive.stamp_blocks import packed_schema
 from applecider_batch.archive.stamps import CUTOUTS
+from applecider_batch.archive.taken_rows import take_rows
 from applecider_batch.archive.unfold import identity, unfold
 from applecider_batch.digest import digest128
 from applecider_batch.errors import InternalError
@@ -330,7 +331,7 @@ def _stamps_table(alerts: pa.Table, stamps: DecodedStamps, rows: np.ndarray, ind
     if len(rows) < len(alerts):
         columns = {name: column.take(pa.array(rows)) for name, column in columns.items()}
     if len(rows) < images.num_rows:
-        images = images.take(pa.array(index[rows]))
+        images = take_rows(images, index[rows])
     columns |= dict(zip(images.column_names, images.columns, strict=True))
     return pa.table([columns[name] for name in packed_schema().names], schema=packed_schema())
 

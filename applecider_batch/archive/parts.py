@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from applecider_batch.archive.snapshot import PartRecord, TableFile
 from applecider_batch.archive.stamp_blocks import COLUMNS as STAMPS
 from applecider_batch.archive.stamp_blocks import packed_schema
+from applecider_batch.archive.taken_rows import TakenRows, take_rows
 from applecider_batch.digest import digest128
 from applecider_batch.schema import load_table
 from applecider_batch.storage import Store, json_bytes
@@ -50,7 +51,8 @@ def sort_rows(name: str, table: pa.Table) -> pa.Table:
     keys = [(key, "ascending", "at_start") for key in SORT_KEYS[name] if key in table.column_names]
     order = pc.sort_indices(table, sort_keys=keys)
     # In order already: a stamp is 38 kB, not to be copied for nothing.
-    return table if np.array_equal(order.to_numpy(), np.arange(table.num_rows)) else table.take(order)
+    rows = order.to_numpy()
+    return table if np.array_equal(rows, np.arange(table.num_rows)) else take_rows(table, rows)
 
 
 def part_schema(name: str) -> pa.Schema:
@@ -128,20 +130,30 @@ class _TableWriter:
     def bytes(self) -> int:
         return self.sink.count + sum(table.nbytes for table in self._pending)
 
-    def append(self, table: pa.Table) -> None:
-        self._pending.append(table)
-        self._pending_rows += table.num_rows
+    def append(self, table: pa.Table | TakenRows) -> None:
         self.rows += table.num_rows
-        # One group stays back so that the last one is never smaller than a group.
-        if self._pending_rows >= 2 * self._group:
-            held = pa.concat_tables(self._pending)
-            count = self._pending_rows // self._group - 1
-            for number in range(count):
-                self._write_group(held.slice(number * self._group, self._group))
-            # A copy, or the slice would keep all of what was written in memory.
-            rest = held.slice(count * self._group)
+        start = 0
+        while start < table.num_rows:
+            count = min(self._group - self._pending_rows % self._group, table.num_rows - start)
+            self._pending.append(table.slice(start, count))
+            self._pending_rows += count
+            start += count
+            # One group stays back so that the last one is never smaller than a group.
+            if self._pending_rows == 2 * self._group:
+                self._write_group(self._first_group())
+        if isinstance(table, pa.Table) and self._pending:
+            # A copy, or the slices would keep all of what was written in memory.
+            rest = pa.concat_tables(self._pending)
             self._pending = [rest.take(pa.array(np.arange(rest.num_rows)))]
-            self._pending_rows = rest.num_rows
+
+    def _first_group(self) -> pa.Table:
+        pieces: list[pa.Table] = []
+        rows = 0
+        while rows < self._group:
+            pieces.append(self._pending.pop(0))
+            rows += pieces[-1].num_rows
+        self._pending_rows -= rows
+        return pa.concat_tables(pieces)
 
     def _write_group(self, table: pa.Table) -> None:
         table = table.combine_chunks()
@@ -217,7 +229,7 @@ class PartWriter:
         """Rows appended to a table."""
         return self._writers[name].rows if name in self._writers else 0
 
-    def append(self, name: str, table: pa.Table) -> None:
+    def append(self, name: str, table: pa.Table | TakenRows) -> None:
         """Append sorted rows of the table's schema (`part_schema`)."""
         if not table.num_rows:
             return

@@ -24,6 +24,7 @@ from typing import IO, Protocol
 import numpy as np
 import pyarrow as pa
 
+from applecider_batch.archive.taken_rows import take_rows
 from applecider_batch.digest import HASH64_END
 from applecider_batch.errors import StorageError
 from applecider_batch.lease import LEASE, Lease, is_abandoned
@@ -84,19 +85,10 @@ class _Run:
             for own in self.blocks
         ]
 
-    def read(self, lo: int, hi: int) -> pa.Table:
-        """Rows with keys in [lo, hi), those that were added together in the order in which they were."""
+    def places(self, lo: int, hi: int) -> np.ndarray:
+        """Rows with keys in [lo, hi), in the order in which they were added."""
         start, stop = hash_slice(self.keys, lo, hi)
-        if stop - start == self.table.num_rows:
-            return self.table
-        wanted = np.sort(self.order[start:stop])
-        parts, first = [], 0
-        for batch in self.table.to_batches():
-            mine = np.searchsorted(wanted, (first, first + batch.num_rows))
-            if mine[0] < mine[1]:
-                parts.append(batch.take(pa.array(wanted[slice(*mine)] - first)))
-            first += batch.num_rows
-        return pa.Table.from_batches(parts, schema=self.table.schema)
+        return np.sort(self.order[start:stop])
 
 
 class Sorted(Protocol):
@@ -109,8 +101,16 @@ class Sorted(Protocol):
     def stretches(self) -> Iterator[tuple[int, int, int]]:
         """First and last key and bytes of every block."""
 
+    def find(self, name: str, lo: int, hi: int) -> tuple[pa.Table, np.ndarray]:
+        """A table and its rows (int64) with keys in [lo, hi), in no particular order.
+
+        What is in memory is not copied.
+        """
+
     def read(self, name: str, lo: int, hi: int) -> pa.Table:
         """All rows of a table with keys in [lo, hi), in no particular order."""
+        table, rows = self.find(name, lo, hi)
+        return table if len(rows) == table.num_rows else take_rows(table, rows)
 
 
 class _File(Sorted):
@@ -131,11 +131,11 @@ class _File(Sorted):
         for blocks in self._blocks.values():
             yield from blocks.stretches
 
-    def read(self, name: str, lo: int, hi: int) -> pa.Table:
-        """All rows of a table with keys in [lo, hi), in no particular order."""
+    def find(self, name: str, lo: int, hi: int) -> tuple[pa.Table, np.ndarray]:
+        """A table and its rows (int64) with keys in [lo, hi): all of them."""
         schema = self._schemas[name]
-        pieces = list(self._pieces(name, schema, lo, hi))
-        return pa.Table.from_batches(pieces, schema=schema)
+        table = pa.Table.from_batches(list(self._pieces(name, schema, lo, hi)), schema=schema)
+        return table, np.arange(table.num_rows)
 
     def _pieces(self, name: str, schema: pa.Schema, lo: int, hi: int) -> Iterator[pa.RecordBatch]:
         blocks = self._blocks[name]
@@ -204,9 +204,15 @@ class Several(Sorted):
         for member in self._members:
             yield from member.stretches()
 
-    def read(self, name: str, lo: int, hi: int) -> pa.Table:
-        """All rows of a table with keys in [lo, hi), in no particular order."""
-        return pa.concat_tables(member.read(name, lo, hi) for member in self._members if name in member.names)
+    def find(self, name: str, lo: int, hi: int) -> tuple[pa.Table, np.ndarray]:
+        """A table and its rows (int64) with keys in [lo, hi)."""
+        return _together([member.find(name, lo, hi) for member in self._members if name in member.names])
+
+
+def _together(found: list[tuple[pa.Table, np.ndarray]]) -> tuple[pa.Table, np.ndarray]:
+    firsts = np.cumsum([0, *(table.num_rows for table, _ in found)])
+    rows = [own + first for (_, own), first in zip(found, firsts, strict=False)]
+    return pa.concat_tables(table for table, _ in found), np.concatenate(rows)
 
 
 class Spill(_File):
@@ -303,12 +309,10 @@ class Spill(_File):
             for run in runs:
                 yield from run.stretches
 
-    def read(self, name: str, lo: int, hi: int) -> pa.Table:
-        """All rows of a table with keys in [lo, hi), in no particular order."""
-        kept = [run.read(lo, hi) for run in self._kept.get(name, ())]
-        if name in self._blocks:
-            kept.append(super().read(name, lo, hi))
-        return pa.concat_tables(kept)
+    def find(self, name: str, lo: int, hi: int) -> tuple[pa.Table, np.ndarray]:
+        """A table and its rows (int64) with keys in [lo, hi)."""
+        found = [(run.table, run.places(lo, hi)) for run in self._kept.get(name, ())]
+        return _together([*found, super().find(name, lo, hi)] if name in self._blocks else found)
 
     def ranges(self, target_bytes: int) -> list[tuple[int, int]]:
         """Cut [0, 2**64) so that each range holds about ``target_bytes`` (an object is never cut)."""

@@ -1,8 +1,8 @@
 """The stamps of many packets at once: from gzipped FITS to the blocks of a part (``stamp_blocks.py``).
 
-Stamps of the common kind (see ``stamps.py``) go from one to the other in one call of compiled code, a stamp at
-a time in the processor's caches.  It stops at anything else, which `decode_stamp` then decides, and goes on
-behind it.
+Stamps of the common kind (see ``stamps.py``) go from one to the other in one call of compiled code, each
+while it is in the processor's caches.  It stops at anything else, which `decode_stamp` then decides, and goes
+on behind it.
 """
 
 from __future__ import annotations
