@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from applecider_batch.archive.stamp_blocks import block_of
+from applecider_batch.archive.stamp_blocks import CRC32, block_of
 from applecider_batch.archive.stamps import (
     BLOCK,
     CUTOUTS,
@@ -27,13 +28,12 @@ from applecider_batch.archive.stamps import (
 )
 from applecider_batch.compiled import CFunction, compiled
 
-_NEW_DECOMPRESSOR = CFunction("deflate._deflate", "libdeflate_alloc_decompressor", "uintp()")
-_FREE_DECOMPRESSOR = CFunction("deflate._deflate", "libdeflate_free_decompressor", "void(uintp)")
-_GUNZIP = CFunction(
+_NEW_DECOMPRESSOR: Any = CFunction("deflate._deflate", "libdeflate_alloc_decompressor", "uintp()")
+_FREE_DECOMPRESSOR: Any = CFunction("deflate._deflate", "libdeflate_free_decompressor", "void(uintp)")
+_GUNZIP: Any = CFunction(
     "deflate._deflate", "libdeflate_gzip_decompress", "int32(uintp, uintp, uintp, uintp, uintp, uintp)"
 )
-_LZ4 = CFunction("lz4.block._block", "LZ4_compress_default", "int32(uintp, uintp, int32, int32)")
-_CRC32 = CFunction("deflate._deflate", "libdeflate_crc32", "uint32(uint32, uintp, uintp)")
+_LZ4: Any = CFunction("lz4.block._block", "LZ4_compress_default", "int32(uintp, uintp, int32, int32)")
 
 _HEADERS = 16
 """Header blocks known at a time; a night's differ by the shape alone."""
@@ -157,7 +157,7 @@ def _longer(packed: np.ndarray, least: int) -> np.ndarray:
     return np.concatenate([packed, np.empty(len(packed) // 2 + least, np.uint8)])
 
 
-@functools.partial(compiled, calls=(_NEW_DECOMPRESSOR, _FREE_DECOMPRESSOR, _GUNZIP, _LZ4, _CRC32))
+@functools.partial(compiled, calls=(_NEW_DECOMPRESSOR, _FREE_DECOMPRESSOR, _GUNZIP, _LZ4, CRC32))
 def _decode_rows(
     data: np.ndarray,
     start: np.ndarray,
@@ -226,7 +226,7 @@ def _decode_rows(
             sound |= (upper & 0x7F) != 0x7F or second < 0x80  # the exponent of what is not finite is all ones
         at = packed.ctypes.data + end + 8
         n_block = _LZ4(planes.ctypes.data, at, np.int32(4 * pixels), np.int32(lacking - 8))
-        check = _CRC32(np.uint32(0), at, n_block)
+        check = CRC32(np.uint32(0), at, n_block)
         for place in range(4):
             packed[end + place] = (4 * pixels >> (8 * place)) & 0xFF
             packed[end + 4 + place] = (np.int64(check) >> (8 * place)) & 0xFF

@@ -36,7 +36,7 @@ _HEAD_PROBLEMS = {
 }
 _NO_CHECKSUM = -(2**31)
 
-_CRC32: Any = CFunction("deflate._deflate", "libdeflate_crc32", "uint32(uint32, uintp, uintp)")
+CRC32: Any = CFunction("deflate._deflate", "libdeflate_crc32", "uint32(uint32, uintp, uintp)")
 _LZ4: Any = CFunction("lz4.block._block", "LZ4_decompress_safe", "int32(uintp, uintp, int32, int32)")
 
 
@@ -232,17 +232,17 @@ def _heads(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.
     return sizes, checks, problem
 
 
-@functools.partial(compiled, calls=(_CRC32,))
+@functools.partial(compiled, calls=(CRC32,))
 def _sound(data: np.ndarray, starts: np.ndarray, stops: np.ndarray, checks: np.ndarray) -> np.ndarray:
     """Whether LZ4 blocks have their checksums, bool (n,)."""
     sound = np.empty(len(starts), np.bool_)
     for row in range(len(starts)):
         block = data[starts[row] + 8 : stops[row]]
-        sound[row] = _CRC32(np.uint32(0), block.ctypes.data, np.uint64(len(block))) == checks[row]
+        sound[row] = CRC32(np.uint32(0), block.ctypes.data, np.uint64(len(block))) == checks[row]
     return sound
 
 
-@functools.partial(compiled, calls=(_CRC32, _LZ4))
+@functools.partial(compiled, calls=(CRC32, _LZ4))
 def _unpack_blocks(
     data: np.ndarray,
     starts: np.ndarray,
@@ -258,7 +258,7 @@ def _unpack_blocks(
         # One after the other, so that a block and its pixels stay in the processor's caches.
         block = data[starts[row] + 8 : stops[row]]
         place, length = block.ctypes.data, np.uint64(len(block))
-        if _CRC32(np.uint32(0), place, length) != checks[row]:
+        if CRC32(np.uint32(0), place, length) != checks[row]:
             return row, _NO_CHECKSUM
         found = _LZ4(place, planes.ctypes.data, np.int32(length), np.int32(sizes[row]))
         if found != sizes[row]:
