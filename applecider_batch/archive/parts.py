@@ -132,8 +132,10 @@ class _TableWriter:
 
     def append(self, table: pa.Table | TakenRows) -> None:
         self.rows += table.num_rows
+        written = False
         start = 0
         while start < table.num_rows:
+            # Pieces end where row groups do.
             count = min(self._group - self._pending_rows % self._group, table.num_rows - start)
             self._pending.append(table.slice(start, count))
             self._pending_rows += count
@@ -141,10 +143,10 @@ class _TableWriter:
             # One group stays back so that the last one is never smaller than a group.
             if self._pending_rows == 2 * self._group:
                 self._write_group(self._first_group())
-        if isinstance(table, pa.Table) and self._pending:
-            # A copy, or the slices would keep all of what was written in memory.
-            rest = pa.concat_tables(self._pending)
-            self._pending = [rest.take(pa.array(np.arange(rest.num_rows)))]
+                written = True
+        if written and isinstance(table, pa.Table):
+            # Copies, or the slices would keep all of what was written in memory.
+            self._pending = [piece.take(pa.array(np.arange(piece.num_rows))) for piece in self._pending]
 
     def _first_group(self) -> pa.Table:
         pieces: list[pa.Table] = []
