@@ -155,7 +155,10 @@ def list_releases(url: str, *, storage_options: Mapping[str, Any] | None = None)
     present = numbers or [newest.get("release", 1)]
     found = []
     for number in sorted(present):
-        info = newest if number == newest.get("release", 1) else store.read_json(release_file(number))
+        try:
+            info = newest if number == newest.get("release", 1) else store.read_json(release_file(number))
+        except FileNotFoundError:  # a removal is under way
+            continue
         found.append(
             {
                 "release": number,

@@ -13,6 +13,7 @@ from applecider_batch.catalog.release_upkeep import fold, gc, list_releases
 from applecider_batch.catalog.store import open_catalog
 from applecider_batch.catalog.verify import verify_catalog
 from applecider_batch.cli.main import run
+from applecider_batch.storage import Store
 from tests.archive.trees import tree
 from tests.engine.nightly import catalogue_bytes
 from tests.killed import killed, watch
@@ -139,3 +140,19 @@ def test_readers_find_whole_releases_at_every_step(
         monkeypatch.setattr(os, name, step)
     assert run(["catalog", verb, url]) == 0
     assert len(steps) > 10
+
+
+def test_a_release_that_is_removed_while_they_are_listed(
+    folded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = catalogue(copy(folded, tmp_path))
+    ls = Store.ls
+
+    def then_remove(self: Store, rel: str = "") -> list[str]:
+        names = ls(self, rel)
+        monkeypatch.undo()
+        gc(url, keep=2)
+        return names
+
+    monkeypatch.setattr(Store, "ls", then_remove)
+    assert [release["release"] for release in list_releases(url)["releases"]] == [2, 3]
