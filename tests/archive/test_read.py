@@ -54,7 +54,8 @@ def test_row_groups_that_neighbouring_ranges_share_are_read_once(archive: Archiv
     # In any order, and a range read twice, the rows are the same.
     for lo, hi in [(edges[3], edges[4]), (edges[1], edges[2]), (edges[1], edges[2]), (edges[2], edges[5])]:
         read, fresh = again.read_shard(lo, hi), pickle.loads(pickle.dumps(archive)).read_shard(lo, hi)
-        assert read.alerts.equals(fresh.alerts) and read.photometry.equals(fresh.photometry)
+        assert read.alerts.equals(fresh.alerts)
+        assert read.photometry.equals(fresh.photometry)
 
 
 def test_rows_are_in_the_archives_order_and_unique(archive: Archive) -> None:
