@@ -19,7 +19,7 @@ from applecider_batch.archive.table_rejects import Rejects
 from applecider_batch.digest import digest128, json_digest
 from applecider_batch.errors import UserError
 from applecider_batch.schema import load_table
-from applecider_batch.storage import Store
+from applecider_batch.storage import Store, store_of
 
 __all__ = ["TableBatch", "open_table"]
 
@@ -85,8 +85,8 @@ def _read(url: str, storage_options: Mapping[str, Any] | None) -> tuple[list[tup
     if not store.exists():
         raise UserError(f"There is no file or folder '{url}'.", hint="Give a file or a folder of files.")
     if store.fs.isfile(store.path()):
-        parent, _, rel = store.url.rpartition("/")
-        return [(rel, Store(parent or ".", storage_options).read_bytes(rel))], name
+        parent, rel = store_of(url, storage_options)
+        return [(rel, parent.read_bytes(rel))], name
     rels = [rel for rel in store.walk() if not rel.rsplit("/", 1)[-1].startswith((".", "_"))]
     if not rels:
         raise UserError(f"The folder '{url}' holds no files.")

@@ -23,7 +23,7 @@ left over from a dead driver can neither overwrite a committed file nor commit a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -228,10 +228,9 @@ class Lines:
         self._lines = read_lines(store, rel)
         self._dirty = False
 
-    @property
-    def count(self) -> int:
-        """Lines so far."""
-        return len(self._lines)
+    def __iter__(self) -> Iterator[str]:
+        """The lines so far."""
+        return iter(self._lines)
 
     def add(self, line: str) -> None:
         """Add a line; it is on storage after the next :meth:`flush`."""

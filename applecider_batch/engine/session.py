@@ -26,7 +26,7 @@ class Session:
         self._manifest = Lines(folder.store, "manifest.jsonl")
         self._metrics = Lines(folder.store, "metrics.jsonl")
         self._log = Lines(folder.store, "log.txt")
-        self.number = self._manifest.count + 1
+        self.number = 1 + max((json.loads(line)["session"] for line in self._manifest), default=0)
         self.objects = 0
         self._attempts = 0
         self._token = token

@@ -121,6 +121,7 @@ def test_limited_shards_are_resumed_later(archive: str, run: str) -> None:
     first = drive("serial", archive, run, limit_shards=3)
     assert (first["state"], first["shards_committed"], first["shards_remaining"]) == ("incomplete", 3, 5)
     assert drive("serial", archive, run)["state"] == "complete"
+    assert [entry["session"] for entry in api.status(run)["sessions"]] == [1, 1, 1, 2, 2, 2]
 
 
 def test_another_model_set_is_refused(archive: str, run: str) -> None:
