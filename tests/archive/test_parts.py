@@ -80,7 +80,7 @@ def test_stamps_lie_in_groups_of_64_each_a_block_of_its_own(tmp_path: Path) -> N
 
 
 def test_every_bit_of_a_stamp_survives(tmp_path: Path) -> None:
-    batch = batch_of([Packet("ZTF20a", 1, shape=(41, 63))])
+    batch = batch_of([Packet("ZTF20a", 1, shape=(41, 63), source_id="s")])
     bits = np.arange(41 * 63, dtype=np.uint32) * np.uint32(1_664_525)
     bits[:4] = [0x7FC00001, 0xFF800000, 0x80000000, 0x7F800001]  # NaN with payload, -inf, -0, signalling NaN
     odd = bits.view(np.float32)
