@@ -15,10 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,13 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.chaos_cluster import Cluster, kill_tree
 from benchmarks.flaky_s3 import s3_options, s3_server
 
 KINDS = ("driver", "worker", "model", "node")
-TITLES = {"worker": "ShardWorker", "model": "ModelActor"}
-NODES = 2
 ROUND_SECONDS = 300.0
 KILL_WITHIN_SECONDS = 2.0  # of a commit
 ATTEMPTS = 5  # at a round whose run is over before its last kill; each waits a third of the last one's time
@@ -45,87 +39,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "spectranet": {"widths": [4, 4, 4, 4, 4], "hidden": [16, 8], "kernels": [[3, 5, 7]] * 5},
 }
 COMMAND = [sys.executable, "-m", "benchmarks.chaos"]
-
-
-class Cluster:
-    """A head and nodes, each ``ray start --block`` in a process tree of its own; a context manager."""
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="acb-chaos-", dir="/tmp"))
-        token = self.folder / "token"
-        token.write_text("c0ffee00" * 8)
-        self.address = f"127.0.0.1:{free_port()}"
-        self.environment = {
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *_python_path()]),
-        }
-        self.environment.pop("RAY_AUTH_TOKEN", None)
-        self.nodes: list[subprocess.Popen[bytes]] = []
-        self._started = 0
-
-    def __enter__(self) -> Cluster:
-        try:
-            port = self.address.rpartition(":")[2]
-            options = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-            self.head = self._start([*options, f"--ray-client-server-port={free_port()}"])
-            for _ in range(NODES):
-                self.add_node()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for process in [*self.nodes, *([self.head] if hasattr(self, "head") else [])]:
-            kill_tree(process)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def add_node(self) -> None:
-        """Start another node with two CPUs and a fake GPU."""
-        self.nodes.append(self._start([f"--address={self.address}", "--num-cpus=2", "--num-gpus=1"]))
-
-    def kill_node(self, draw: random.Random) -> None:
-        """End all processes of a node at once, and start another one in its place."""
-        kill_tree(self.nodes.pop(draw.randrange(len(self.nodes))))
-        self.add_node()
-
-    def actors(self, kind: str) -> list[psutil.Process]:
-        """Processes of the actors of a kind on these nodes."""
-        found = []
-        for node in self.nodes:
-            with contextlib.suppress(psutil.Error):
-                found += [
-                    c for c in psutil.Process(node.pid).children(recursive=True) if _is(c, TITLES[kind])
-                ]
-        return sorted(found, key=lambda process: process.pid)
-
-    def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
-        self._started += 1
-        log = self.folder / f"node-{self._started}.log"
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
-            # Each node has an address of its own, as on real machines.
-            f"--node-ip-address=127.0.0.{self._started}",
-            f"--dashboard-agent-listen-port={free_port()}",
-            *("--object-store-memory=100000000", *options),
-        ]
-        if "--head" in options:
-            command.append(f"--temp-dir={self.folder}")
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, env=self.environment, stdout=out, stderr=out, start_new_session=True
-            )
-        deadline = time.monotonic() + 120
-        while b"Ray runtime started" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(log.read_text())
-            time.sleep(0.2)
-        return process
 
 
 @dataclass
@@ -331,35 +244,6 @@ def run_task(task: dict[str, Any]) -> int:
         progress=False,
     )
     return 0 if result["state"] == "complete" else 3
-
-
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and all below it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        for one in [*parent.children(recursive=True), parent]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-    process.wait()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-def _python_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-
-
-def _is(process: psutil.Process, title: str) -> bool:
-    try:
-        return any(title in word for word in process.cmdline())
-    except psutil.Error:
-        return False
 
 
 @contextlib.contextmanager
