@@ -4,7 +4,8 @@ First :mod:`benchmarks.throughput`, which writes ``results.json`` and the table 
 takes what is given here (``python -m benchmarks --data DATA``); then the others.
 
 The others take real files and say how in their first lines: ``golden_table``, ``gate_table``,
-``real_photometry``, ``real_spectra``, ``real_images``, ``missed_transients``, ``flaky_s3``, ``scale``;
+``precision``, ``real_photometry``, ``real_spectra``, ``real_images``, ``missed_transients``, ``flaky_s3``,
+``scale``;
 ``chaos`` is ``make chaos``.
 """
 

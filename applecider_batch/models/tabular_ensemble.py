@@ -116,15 +116,19 @@ class TabularEnsemble(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Log probabilities (B, C), and the perceptrons' last layers (B, M * d_latent).
+            Logits (B, C), and the perceptrons' last layers (B, M * d_latent). The logits are log
+            probabilities and the mean of the perceptrons' logsumexp, by which they say whether any class
+            claims the light curve (the energy of `inference.anomaly`): log probabilities alone add up to 1.
         """
         h = self._members(summary)
-        log_p = torch.log_softmax(self.fc(h).float(), dim=-1)  # (B, M, C)
+        logits = self.fc(h).float()  # (B, M, C)
+        log_p = torch.log_softmax(logits, dim=-1)
         own = torch.logsumexp(log_p, dim=1) - math.log(self.config.members)  # (B, C)
         own_five = self._five(own)
         trees = torch.log_softmax(self.trees(summary), dim=-1)
         five = torch.log_softmax((own_five + trees) / 2, dim=-1)
-        return own + (five - own_five)[:, self.to_five], h.flatten(1)
+        claimed = torch.logsumexp(logits, dim=-1).mean(dim=1, keepdim=True)
+        return own + (five - own_five)[:, self.to_five] + claimed, h.flatten(1)
 
     def _five(self, log_p: Tensor) -> Tensor:
         """Log probabilities of the five classes from those of the outputs."""
@@ -136,7 +140,7 @@ class TabularEnsemble(nn.Module):
         return self.forward_with_latent(x, mask, summary)[1]
 
     def forward(self, x: Tensor, mask: Tensor, summary: Tensor) -> Tensor:
-        """Log probabilities (B, C); arguments as `forward_with_latent`."""
+        """Logits (B, C); arguments as `forward_with_latent`."""
         return self.forward_with_latent(x, mask, summary)[0]
 
 

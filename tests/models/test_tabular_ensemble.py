@@ -53,9 +53,16 @@ def test_the_answer_is_the_mean_of_perceptrons_and_trees(network: TabularEnsembl
     both = (five * trees).sqrt()
     both = both / both.sum(1, keepdim=True)
     out, latent = network.forward_with_latent(x, mask, summary)
-    torch.testing.assert_close(out.exp(), own * (both / five)[:, index])
-    torch.testing.assert_close(out.exp().sum(1), torch.ones(5))
+    torch.testing.assert_close(torch.softmax(out, dim=1), own * (both / five)[:, index])
     assert latent.shape == (5, 3 * 8)
+
+
+@torch.inference_mode()
+def test_the_energy_is_the_mean_of_the_perceptrons(network: TabularEnsemble) -> None:
+    energy = -torch.logsumexp(network(*inputs()), dim=1)
+    members = -torch.logsumexp(network.member_logits(*inputs()), dim=2)
+    torch.testing.assert_close(energy, members.mean(1))
+    assert energy.std() > 1e-2  # log probabilities alone would have the energy 0, and its rounding
 
 
 @torch.inference_mode()
