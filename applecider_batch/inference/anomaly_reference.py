@@ -7,8 +7,8 @@ class, its own modalities and its own horizon::
     p = (1 + number of reference objects with as high a score) / (n_ref + 1)
 
 and never with the rows beside it. Where fewer than ``MIN_GROUP`` such objects exist the comparison backs off,
-in this order: any class; then fewer modalities (the row is judged as if it had only those), of its class,
-then of any. A horizon that the reference does not have takes the nearest in log days. The row says with whom
+in this order: any class; then objects that have other modalities, too, which are left out of the comparison, of
+its class, then of any; then fewer modalities (the row is judged as if it had only those), likewise. A horizon that the reference does not have takes the nearest in log days. The row says with whom
 it was compared.
 
 The consensus is the mean of -log10 p over the scores that exist. It is calibrated by the same rule: the
@@ -249,7 +249,7 @@ class AnomalyReference:
         key = (h, bits, cls)
         if key not in self._groups:
             fewer = sorted((b for b in range(1, bits) if b & bits == b), key=lambda b: (-b.bit_count(), b))
-            patterns = [(bits, True), *((b, False) for b in fewer)]
+            patterns = [(bits, True), (bits, False), *((b, False) for b in fewer)]
             rungs = [(pattern, exact, wanted) for pattern, exact in patterns for wanted in (cls, None)]
             members = [self._members(h, *rung) for rung in rungs]
             size = np.array([len(m) for m in members])

@@ -117,6 +117,14 @@ def test_the_comparison_backs_off_and_says_so() -> None:
     # 150 with images, of them fewer than 99 of a class: any class
     some = judge(make_reference(150, image_share=1.0), rows).group
     assert set(some) == {"any class, photometry+image, 30 d"}
+    # of 150 with images most have a spectrum, too, which is left out of the comparison
+    made = make_reference(150, image_share=1.0)
+    made.values[60:, :, 2] = 1e6
+    mask = np.where(np.arange(150)[:, None] < 60, made.mask, 7).astype(np.int16)
+    more = judge(replace(made, mask=mask), rows)
+    assert set(more.group) == {"any class, photometry+image at least, 30 d"}
+    assert np.isfinite(more.pvalues[:, :4]).all()
+    assert np.isnan(more.pvalues[:, 4]).all()
     # hardly any with images: as if there were the light curve alone, and then without a divergence
     rare = judge(make_reference(1000, image_share=0.02), rows)
     assert {g.split(", ")[1] for g in rare.group} == {"photometry at least"}
