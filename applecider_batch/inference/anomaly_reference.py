@@ -7,9 +7,10 @@ class, its own modalities and its own horizon::
     p = (1 + number of reference objects with as high a score) / (n_ref + 1)
 
 and never with the rows beside it. Where fewer than ``MIN_GROUP`` such objects exist the comparison backs off,
-in this order: any class; then objects that have other modalities, too, which are left out of the comparison, of
-its class, then of any; then fewer modalities (the row is judged as if it had only those), likewise. A horizon that the reference does not have takes the nearest in log days. The row says with whom
-it was compared.
+in this order: any class; then objects that have other modalities, too, which are left out of the comparison,
+of its class, then of any; then fewer modalities (the row is judged as if it had only those), likewise. A
+horizon that the reference does not have takes the nearest in log days. The row says with whom it was
+compared.
 
 The consensus is the mean of -log10 p over the scores that exist. It is calibrated by the same rule: the
 reference objects' own consensus, each against the others.
