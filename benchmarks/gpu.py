@@ -2,12 +2,13 @@
 
     python -m benchmarks.gpu [--device cuda] [--dtype float16] [--archive URL] [--readers 8] [--write]
 
-Needs torch, NumPy, pyarrow and the compute core alone.  Measured are: products of large matrices, which are
-the ceiling; each network's items a second at the batch size that is fastest within the memory, with its
-counted operations as a share of that ceiling, on a GPU also replayed as a CUDA graph; triplets a second that
-N reader processes unpack and cut; and the image network fed by them through pinned memory.  Weights are
-random: speed does not depend on them.  Without ``--archive`` the stamps are noise.  ``--write`` puts the
-table, with date and device, into ``docs/performance.md``.  ``--device cpu`` shows that it runs.
+Needs torch, NumPy, pyarrow and the compute core, which decodes stamps with lz4, deflate and numba.  Measured
+are: products of large matrices, which are the ceiling; each network's items a second at the batch size that
+is fastest within the memory, with its counted operations as a share of that ceiling, on a GPU also replayed
+as a CUDA graph; triplets a second that N reader processes unpack and cut; and the image network fed by them
+through pinned memory.  Weights are random: speed does not depend on them.  Without ``--archive`` the stamps
+are noise.  ``--write`` puts the table, with date and device, into ``docs/performance.md``.  ``--device cpu``
+shows that it runs.
 """
 
 from __future__ import annotations
