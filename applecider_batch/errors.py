@@ -15,6 +15,7 @@ EXIT_CLUSTER = 5
 EXIT_INTERRUPTED = 130
 #: Whoever read our output had enough, as in ``… | head``; what a shell says of SIGPIPE.
 EXIT_PIPE = 141
+EXIT_TERMINATED = 143
 
 
 class AppleciderError(Exception):

@@ -7,9 +7,12 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -36,6 +39,7 @@ from applecider_batch.errors import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
     EXIT_PIPE,
+    EXIT_TERMINATED,
     EXIT_USAGE,
     AppleciderError,
 )
@@ -128,18 +132,52 @@ def run(arguments: list[str]) -> int:
     """
     debug = os.environ.get("APPLECIDER_BATCH_DEBUG") == "1"
     as_json = ("json" in arguments and "--format" in arguments) or "--format=json" in arguments
+    with _terminable() as terminated:
+        code = _run(arguments, as_json, debug)
+    if code is not None:
+        return code
+    return _interrupted(arguments, as_json, EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM ends a command as Ctrl-C does, with its leases and scratch files; a second one ends it at once.
+
+    Yields
+    ------
+    list
+        Not empty once SIGTERM has come.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _run(arguments: list[str], as_json: bool, debug: bool) -> int | None:
+    """The exit code of a command line; None where Ctrl-C ended it, of which nothing is said yet."""
     try:
         command = typer.main.get_command(app)
         file = Path(project.FILE)
         own = project.default_map(command, project.read_defaults(file)) if file.is_file() else None
         result = command(args=arguments, prog_name="applecider-batch", standalone_mode=False, default_map=own)
         code = result if isinstance(result, int) else 0
-        # The parser turns Ctrl-C into this code and says nothing.
-        return _interrupted(arguments, as_json) if code == EXIT_INTERRUPTED else code
+        return None if code == EXIT_INTERRUPTED else code  # which the parser makes of Ctrl-C
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _interrupted(arguments, as_json)
+        return None
     except TyperException as error:
         show = getattr(error, "show", None)
         if show is None:
@@ -165,10 +203,10 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERNAL
 
 
-def _interrupted(arguments: list[str], as_json: bool) -> int:
+def _interrupted(arguments: list[str], as_json: bool, code: int) -> int:
     hint = f"Run the same command again to go on: applecider-batch {shlex.join(arguments)}"
-    _complain("Interrupted; what is committed is safe.", hint, as_json, EXIT_INTERRUPTED)
-    return EXIT_INTERRUPTED
+    _complain("Interrupted; what is committed is safe.", hint, as_json, code)
+    return code
 
 
 def _complain(message: str, hint: str | None, as_json: bool, code: int) -> None:

@@ -25,7 +25,7 @@ from applecider_batch.engine.plan import Plan, Shard
 from applecider_batch.engine.run_folder import RunFolder
 from applecider_batch.engine.session import Session, summarise
 from applecider_batch.engine.task_spec import TaskSpec
-from applecider_batch.errors import AppleciderError, InternalError
+from applecider_batch.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, AppleciderError, InternalError
 from applecider_batch.lease import Lease
 from applecider_batch.logs import Progress, get_logger
 
@@ -43,13 +43,13 @@ _log = get_logger(__name__)
 class RunInterrupted(AppleciderError):
     """Stopped by a signal or ``cancel``; what is committed is safe, and the run can be resumed."""
 
-    exit_code = 143
+    exit_code = EXIT_TERMINATED
 
 
 class RunInterruptedByUser(RunInterrupted):
     """Stopped by SIGINT."""
 
-    exit_code = 130
+    exit_code = EXIT_INTERRUPTED
 
 
 class Executor(Protocol):

@@ -25,7 +25,7 @@ from typing import Any
 
 from applecider_batch.digest import json_digest
 from applecider_batch.engine.ray_cluster import set_environment
-from applecider_batch.errors import ClusterError, UsageError
+from applecider_batch.errors import EXIT_TERMINATED, ClusterError, UsageError
 from applecider_batch.logs import get_logger
 from applecider_batch.schema import jobs_folder, schemas_folder
 
@@ -33,7 +33,6 @@ VERBS: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "upd
 FOLDER_VARIABLE = "APPLECIDER_BATCH_JOB_FOLDER"
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 90.0
-STOPPED_EXIT_CODE = 143
 # Verbs that hand their work to other processes of the cluster. Training computes where it runs and is given a
 # node that has a CPU (a head without workload has none).
 SPREADING: tuple[str, ...] = ("ingest", "compact", "classify", "catalog-build", "update")
@@ -228,7 +227,7 @@ def _exit_code(info: Any) -> int:
         return 0
     if info.driver_exit_code:
         return int(info.driver_exit_code) if info.driver_exit_code > 0 else 128 - int(info.driver_exit_code)
-    return STOPPED_EXIT_CODE if info.status.value == "STOPPED" else 1
+    return EXIT_TERMINATED if info.status.value == "STOPPED" else 1
 
 
 def last_document(log: str) -> dict[str, Any] | None:
