@@ -71,8 +71,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None or self.done:  # what is refused at once has no state to show
+            self.close()
 
     def expect(self, total: int) -> None:
         """Units in all, where they are known only by now."""
