@@ -21,6 +21,9 @@ from applecider_batch.archive.stamp_blocks import pack
 from applecider_batch.digest import digest128
 from applecider_batch.storage import Store, is_of_storage
 
+#: Decoded row groups that are kept for the next range, of all parts: an archive may have hundreds of parts.
+KEPT_BYTES = 128 << 20
+
 
 @dataclass(frozen=True)
 class TableIndex:
@@ -94,20 +97,44 @@ class PlainChunks:
         return data, rows
 
 
+class KeptGroups:
+    """Decoded row groups that reach beyond a range, kept for the next one: of all parts a bounded amount."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, ...], tuple[int, pa.Table]] = {}
+
+    def take(self, key: tuple[str, ...], group: int) -> pa.Table | None:
+        """The row group of this number, if it is what was kept of a part's columns."""
+        number, table = self._groups.pop(key, (-1, None))
+        return table if number == group else None
+
+    def keep(self, key: tuple[str, ...], group: int, table: pa.Table) -> None:
+        """Keep a row group, unless those that are kept take the room."""
+        if table.nbytes + sum(kept.nbytes for _, kept in list(self._groups.values())) <= KEPT_BYTES:
+            self._groups[key] = group, table
+
+
 class PartReader:
     """Reads the tables of one part by hash range; only the needed row groups and columns are fetched.
 
-    With ``only`` (uint64, ascending) the part looks as if it held the objects of these hashes alone.
+    With ``only`` (uint64, ascending) the part looks as if it held the objects of these hashes alone. ``kept``
+    is shared by the parts of an archive.
     """
 
-    def __init__(self, store: Store, record: PartRecord, only: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        record: PartRecord,
+        only: np.ndarray | None = None,
+        kept: KeptGroups | None = None,
+    ) -> None:
         self.store = store
         self.record = record
         self.only = only
         self._footers: dict[str, pq.FileMetaData] = {}
         self._plain: dict[str, PlainLayout] = {}
         self._stored: dict[str, dict[str, np.ndarray]] = {}
-        self._begun: dict[tuple[str, ...], tuple[int, pa.Table]] = {}
+        self._kept = kept or KeptGroups()
         self.bytes_read = 0
 
     @cached_property
@@ -244,16 +271,17 @@ class PartReader:
 
     def _read_on(self, name: str, groups: list[int], columns: list[str], hi: int) -> pa.Table:
         """Row groups of a range that ends at ``hi``; one that reaches beyond is kept for the next range."""
-        key, beyond = (name, *columns), int(self._tables[name].hi[groups[-1]]) >= hi
-        kept = self._begun.pop(key, None)
-        pieces = [] if kept is None or kept[0] != groups[0] else [kept[1]]
+        key = (self.record.part_id, name, *columns)
+        beyond = int(self._tables[name].hi[groups[-1]]) >= hi
+        kept = self._kept.take(key, groups[0])
+        pieces = [] if kept is None else [kept]
         if rest := groups[len(pieces) :]:
             with self.open(name) as file:
                 for some in (rest[:-1], rest[-1:]) if beyond else (rest,):
                     if some:
                         pieces.append(self._read_groups(file, name, some, columns))
         if beyond:
-            self._begun[key] = groups[-1], pieces[-1]
+            self._kept.keep(key, groups[-1], pieces[-1])
         return pa.concat_tables(pieces)
 
     def read_groups(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from applecider_batch.archive.build import distinct_rows
-from applecider_batch.archive.part_reader import PartReader
+from applecider_batch.archive.part_reader import KeptGroups, PartReader
 from applecider_batch.archive.parts import HISTOGRAM_BITS, SORT_KEYS, part_schema, sort_rows
 from applecider_batch.archive.resolve import pairs_of
 from applecider_batch.archive.snapshot import ArchiveError, Snapshot, load_snapshot, open_archive
@@ -105,7 +105,8 @@ class Archive:
     @cached_property
     def parts(self) -> list[PartReader]:
         """The parts of the snapshot."""
-        return [PartReader(self.store, record, self._hashes) for record in self.snapshot.parts]
+        kept = KeptGroups()
+        return [PartReader(self.store, record, self._hashes, kept) for record in self.snapshot.parts]
 
     def holds(self, name: str) -> bool:
         """Whether any part has rows of that table."""

@@ -58,6 +58,22 @@ def test_row_groups_that_neighbouring_ranges_share_are_read_once(archive: Archiv
         assert read.photometry.equals(fresh.photometry)
 
 
+def test_what_is_kept_of_row_groups_is_bounded(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = [HASH64_END * n // 8 for n in range(9)]
+    read = []
+    for most in (0, 60_000, 1 << 30):
+        monkeypatch.setattr("applecider_batch.archive.part_reader.KEPT_BYTES", most)
+        fresh = pickle.loads(pickle.dumps(archive))
+        alerts = [fresh.read_shard(lo, hi).alerts for lo, hi in itertools.pairwise(edges)]
+        assert pa.concat_tables(alerts).equals(archive.read_shard(0, HASH64_END).alerts)
+        held = fresh.parts[0]._kept._groups
+        assert fresh.parts[-1]._kept._groups is held, "all parts have one"
+        fresh.read_shard(edges[2], edges[3])
+        assert sum(table.nbytes for _, table in held.values()) <= most
+        read.append(fresh.bytes_read)
+    assert read[0] > read[1] > read[2]
+
+
 def test_rows_are_in_the_archives_order_and_unique(archive: Archive) -> None:
     shard = archive.read_shard(0, HASH64_END, stamps=True)
     for table in (shard.alerts, shard.stamps):
